@@ -1,0 +1,1 @@
+//! Instruction-set paths of the products; `portable` is the oracle.

@@ -1,0 +1,1 @@
+//! A loaded model: prefill, decode, sampling, chat template, stopping.
