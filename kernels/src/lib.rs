@@ -1,12 +1,14 @@
 //! Decode and multiply by packed variable-rate columns: slices in, slices out.
 //!
 //! * [`code`]: the linear trellis code, the one definition that encoder, container and kernels share.
+//! * [`encode`]: encoding with scalar codes.
 //! * [`layout`]: where the bits of a column stand in memory.
 //! * [`packed`]: a validated packed matrix and its products.
 //! * [`rows8`]: embedding tables and heads as 8-bit rows.
 //! * [`cpu`]: the instruction-set paths behind one run-time dispatch.
 pub mod code;
 pub mod cpu;
+pub mod encode;
 pub mod layout;
 pub mod packed;
 pub mod rows8;

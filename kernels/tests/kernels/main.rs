@@ -1,0 +1,4 @@
+//! Packed products against independent definitions.
+mod common;
+mod packed;
+mod rows8;

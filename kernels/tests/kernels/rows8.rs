@@ -1,0 +1,62 @@
+//! 8-bit rows against dense f64 products.
+use crate::common::relative_error;
+use half::f16;
+use rand::{Rng, SeedableRng};
+use std::sync::Arc;
+use ws_kernels::packed::PackError;
+use ws_kernels::rows8::Rows8;
+
+#[test]
+fn rows_and_products_match_the_table() {
+    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(2);
+    for _ in 0..30 {
+        let (rows, columns) = (rng.random_range(1..=300), rng.random_range(1..=300));
+        let magnitude: Vec<f32> = (0..rows).map(|_| 10f32.powf(rng.random_range(-6.0..3.0))).collect();
+        let dense: Vec<f32> = (0..rows * columns).map(|i| magnitude[i / columns] * rng.random_range(-1.0f32..1.0)).collect();
+        let (q, scales, scale) = Rows8::quantize(&dense, columns);
+        let bytes: Vec<u8> = q.iter().map(|q| *q as u8).collect();
+        let len = bytes.len();
+        let table = Rows8::new(rows, columns, Arc::new(bytes), 0..len, scales, scale).unwrap();
+        let mut decoded = vec![0.0; rows * columns];
+        for (r, out) in decoded.chunks_exact_mut(columns).enumerate() {
+            table.row(r, out);
+            let original = &dense[r * columns..][..columns];
+            let largest = original.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+            assert!(original.iter().zip(&*out).all(|(a, b)| (a - b).abs() <= largest / 127.0 * 0.51));
+        }
+        for tokens in [1, 2, 40] {
+            let x: Vec<f32> = (0..tokens * columns).map(|_| rng.random_range(-2.0f32..2.0)).collect();
+            let mut y = vec![f32::NAN; tokens * rows];
+            table.multiply(&x, tokens, &mut y);
+            for (x, y) in x.chunks_exact(columns).zip(y.chunks_exact(rows)) {
+                let expected: Vec<f64> =
+                    decoded.chunks_exact(columns).map(|row| row.iter().zip(x).map(|(a, b)| f64::from(a * b)).sum()).collect();
+                assert!(relative_error(y, &expected) < 1e-4);
+            }
+        }
+    }
+}
+
+#[test]
+fn zero_rows_stay_zero() {
+    let (q, scales, scale) = Rows8::quantize(&[0.0; 12], 4);
+    assert!(q.iter().all(|q| *q == 0) && scales.iter().all(|s| *s == f16::ZERO) && scale.is_finite());
+    let table = Rows8::new(3, 4, Arc::new(vec![0u8; 12]), 0..12, scales, scale).unwrap();
+    let mut y = vec![f32::NAN; 3];
+    table.multiply(&[1.0; 4], 1, &mut y);
+    assert_eq!(y, [0.0; 3]);
+}
+
+#[test]
+fn broken_tables_are_refused() {
+    let make = |rows, columns, range: std::ops::Range<usize>, scales: usize, scale| {
+        Rows8::new(rows, columns, Arc::new(vec![1u8; 12]), range, vec![f16::ONE; scales], scale).err()
+    };
+    assert_eq!(make(3, 4, 0..12, 3, 1.0), None);
+    assert!(matches!(make(0, 4, 0..0, 0, 1.0), Some(PackError::Empty { .. })));
+    assert!(matches!(make(usize::MAX, 4, 0..12, 3, 1.0), Some(PackError::TooLarge { .. })));
+    assert!(matches!(make(3, 4, 4..16, 3, 1.0), Some(PackError::Range { .. })));
+    assert!(matches!(make(3, 4, 0..11, 3, 1.0), Some(PackError::Length { tensor: "q", .. })));
+    assert!(matches!(make(3, 4, 0..12, 2, 1.0), Some(PackError::Length { tensor: "scales", .. })));
+    assert!(matches!(make(3, 4, 0..12, 3, f32::NAN), Some(PackError::NotFinite { tensor: "scale", .. })));
+}
