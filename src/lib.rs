@@ -5,6 +5,7 @@
 //! * [`quantize`]: covariances, water-filling, successive cancellation, rescaling, the layer-by-layer pipeline.
 //! * [`runtime`]: a loaded model: prefill, decode, sampling, chat template, stopping.
 //! * [`eval`]: perplexity and benchmarks.
+//! * [`sampling`]: from logits to the next token; knows no model.
 //! * [`cli`]: one file a subcommand: arguments and printing only.
 pub mod cli;
 pub mod eval;
@@ -12,3 +13,4 @@ pub mod format;
 pub mod hub;
 pub mod quantize;
 pub mod runtime;
+pub mod sampling;
