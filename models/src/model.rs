@@ -86,6 +86,19 @@ impl Model {
     pub fn forward(&self, _ids: &Tensor, _cache: &mut KvCache) -> Result<Tensor> {
         todo!()
     }
+    /// What the head reads at every position of whole sequences (after the last norm), f32 `[batch, tokens, hidden]`, without a cache.
+    pub fn hidden(&self, _ids: &Tensor) -> Result<Tensor> {
+        todo!()
+    }
+    /// The head alone: f32 `[.., hidden]` -> logits f32 `[.., vocab]`.
+    pub fn logits(&self, _hidden: &Tensor) -> Result<Tensor> {
+        todo!()
+    }
+    /// Bytes of weights that are read to compute one token: all linear layers and the head as they are stored (dense: elements x element size),
+    /// one row of the embedding.
+    pub fn bytes_per_token(&self) -> u64 {
+        todo!()
+    }
     /// Logits of every position of whole sequences, f32 `[batch, tokens, vocab]`, without a cache.
     pub fn forward_all(&self, _ids: &Tensor) -> Result<Tensor> {
         todo!()
