@@ -5,8 +5,11 @@
 //! * [`linear`]: dense or packed product behind one call.
 //! * [`model`]: embedding, blocks, norm, head.
 //! * [`registry`]: model aliases.
+mod attention;
+mod cache;
 pub mod config;
 pub mod linear;
 pub mod model;
 pub mod registry;
+mod rope;
 pub mod weights;

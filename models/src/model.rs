@@ -1,8 +1,13 @@
 //! Embedding, blocks, norm, head; prefill and decode with a KV cache.
+use crate::attention::attend;
+pub use crate::cache::KvCache;
 use crate::config::Config;
-use crate::linear::Table;
+use crate::linear::{Linear, Table};
+use crate::rope::Rope;
 use crate::weights::{WeightError, Weights};
-use candle_core::{Result, Tensor};
+use candle_core::{bail, Result, Tensor};
+use candle_nn::ops::{rms_norm, silu};
+use candle_nn::rotary_emb::rope;
 
 /// Which linear layers read an input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,43 +31,106 @@ pub trait Tap {
     fn attention(&mut self, received: &Tensor) -> Result<()>;
 }
 
-/// Keys and values of all blocks for `batch` sequences of equal length, preallocated; appending copies nothing old.
-pub struct KvCache {}
-
-impl KvCache {
-    /// Room for `context` tokens of `batch` sequences.
-    pub fn new(_config: &Config, _batch: usize, _context: usize) -> Result<Self> {
-        todo!()
-    }
-    /// Tokens held.
-    pub fn len(&self) -> usize {
-        todo!()
-    }
-    /// True before the first token.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-    /// Tokens it has room for.
-    pub fn capacity(&self) -> usize {
-        todo!()
-    }
-    /// Forgets everything after the first `len` tokens.
-    pub fn truncate(&mut self, _len: usize) {
-        todo!()
-    }
-}
-
 /// One transformer block.
-pub struct Block {}
+pub struct Block {
+    attention_norm: Tensor,
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    o: Linear,
+    /// Norms of each head of q and k.
+    head_norms: Option<(Tensor, Tensor)>,
+    mlp_norm: Tensor,
+    gate: Linear,
+    up: Linear,
+    down: Linear,
+}
 
 impl Block {
     /// Loads block `index`.
-    pub fn load(_config: &Config, _weights: &dyn Weights, _index: usize) -> std::result::Result<Self, WeightError> {
-        todo!()
+    ///
+    /// # Errors
+    /// Those of `weights`: a tensor that is missing or has another shape.
+    pub fn load(config: &Config, weights: &dyn Weights, index: usize) -> std::result::Result<Self, WeightError> {
+        let linears = config
+            .block_linears(index)
+            .into_iter()
+            .map(|(name, out_features, in_features, bias)| weights.linear(&name, out_features, in_features, bias))
+            .collect::<std::result::Result<Vec<_>, _>>()?;
+        let Ok([q, k, v, o, gate, up, down]) = <[Linear; 7]>::try_from(linears) else { unreachable!("block_linears names seven") };
+        let tensor = |name: &str, size| weights.tensor(&format!("model.layers.{index}.{name}.weight"), &[size]);
+        Ok(Self {
+            attention_norm: tensor("input_layernorm", config.hidden)?,
+            head_norms: match config.qk_norm {
+                true => Some((tensor("self_attn.q_norm", config.head_dim)?, tensor("self_attn.k_norm", config.head_dim)?)),
+                false => None,
+            },
+            mlp_norm: tensor("post_attention_layernorm", config.hidden)?,
+            q,
+            k,
+            v,
+            o,
+            gate,
+            up,
+            down,
+        })
     }
+
     /// Whole sequences without a cache: `x` f32 `[batch, tokens, hidden]` -> the same shape. `tap` sees the inputs.
-    pub fn forward(&self, _config: &Config, _x: &Tensor, _tap: Option<&mut dyn Tap>) -> Result<Tensor> {
-        todo!()
+    ///
+    /// # Errors
+    /// If `x` has another shape, and those of `tap`.
+    pub fn forward(&self, config: &Config, x: &Tensor, tap: Option<&mut dyn Tap>) -> Result<Tensor> {
+        let angles = Rope::new(config).tables(0, x.dim(1)?, x.device())?;
+        self.run(config, x, &angles, None, tap)
+    }
+
+    fn linears(&self) -> [&Linear; 7] {
+        [&self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down]
+    }
+
+    /// `angles`: cosines and sines of the positions of `x`; `cache`: with the number of this block.
+    fn run(
+        &self,
+        config: &Config,
+        x: &Tensor,
+        angles: &(Tensor, Tensor),
+        cache: Option<(usize, &mut KvCache)>,
+        mut tap: Option<&mut dyn Tap>,
+    ) -> Result<Tensor> {
+        let mut see = |site: Site, x: &Tensor| tap.as_mut().map_or(Ok(()), |tap| tap.input(site, x));
+        let (batch, tokens, _) = x.dims3()?;
+        let eps = config.norm_eps as f32;
+
+        let input = rms_norm(x, &self.attention_norm, eps)?;
+        see(Site::Qkv, &input)?;
+        let heads = |linear: &Linear, count: usize| linear.forward(&input)?.reshape((batch, tokens, count, config.head_dim));
+        let (mut q, mut k) = (heads(&self.q, config.heads)?, heads(&self.k, config.kv_heads)?);
+        if let Some((q_norm, k_norm)) = &self.head_norms {
+            q = rms_norm(&q, q_norm, eps)?;
+            k = rms_norm(&k, k_norm, eps)?;
+        }
+        let q = rope(&q.transpose(1, 2)?.contiguous()?, &angles.0, &angles.1)?;
+        let k = rope(&k.transpose(1, 2)?.contiguous()?, &angles.0, &angles.1)?;
+        let v = heads(&self.v, config.kv_heads)?.transpose(1, 2)?.contiguous()?;
+        let (k, v) = match cache {
+            Some((block, cache)) => cache.append(block, &k, &v)?,
+            None => (k, v),
+        };
+        let (mixed, received) = attend(&q, &k, &v, tap.is_some())?;
+        if let (Some(tap), Some(sums)) = (tap.as_mut(), received) {
+            let queries: Vec<_> = (0..tokens).map(|j| 1.0 / (config.heads * (tokens - j)) as f32).collect();
+            tap.attention(&sums.broadcast_mul(&Tensor::new(queries, x.device())?)?)?;
+        }
+        let mut see = |site: Site, x: &Tensor| tap.as_mut().map_or(Ok(()), |tap| tap.input(site, x));
+        see(Site::O, &mixed)?;
+        let x = (x + self.o.forward(&mixed)?)?;
+
+        let input = rms_norm(&x, &self.mlp_norm, eps)?;
+        see(Site::GateUp, &input)?;
+        let inner = (silu(&self.gate.forward(&input)?)? * self.up.forward(&input)?)?;
+        see(Site::Down, &inner)?;
+        x + self.down.forward(&inner)?
     }
 }
 
@@ -70,37 +138,101 @@ impl Block {
 pub struct Model {
     /// Its architecture.
     pub config: Config,
+    embedding: Table,
+    blocks: Vec<Block>,
+    norm: Tensor,
+    head: Table,
+    rope: Rope,
 }
 
 impl Model {
     /// Loads everything.
-    pub fn load(_config: Config, _weights: &dyn Weights) -> std::result::Result<Self, WeightError> {
-        todo!()
+    ///
+    /// # Errors
+    /// Those of `weights`: a tensor that is missing or has another shape.
+    pub fn load(config: Config, weights: &dyn Weights) -> std::result::Result<Self, WeightError> {
+        let embedding = Self::load_embedding(&config, weights)?;
+        let head = match config.tied {
+            true => embedding.clone(),
+            false => weights.table("lm_head", config.vocab, config.hidden)?,
+        };
+        let blocks = (0..config.layers).map(|index| Block::load(&config, weights, index)).collect::<std::result::Result<_, _>>()?;
+        let norm = weights.tensor("model.norm.weight", &[config.hidden])?;
+        Ok(Self { rope: Rope::new(&config), config, embedding, blocks, norm, head })
     }
+
     /// The embedding table alone, for layer-by-layer work.
-    pub fn load_embedding(_config: &Config, _weights: &dyn Weights) -> std::result::Result<Table, WeightError> {
-        todo!()
+    ///
+    /// # Errors
+    /// Those of `weights`: a tensor that is missing or has another shape.
+    pub fn load_embedding(config: &Config, weights: &dyn Weights) -> std::result::Result<Table, WeightError> {
+        weights.table("model.embed_tokens", config.vocab, config.hidden)
     }
+
     /// Appends `ids` (u32 `[batch, tokens]`) to the cache and returns the logits of the last position, f32 `[batch, vocab]`.
-    /// Errors if the cache has no room.
-    pub fn forward(&self, _ids: &Tensor, _cache: &mut KvCache) -> Result<Tensor> {
-        todo!()
+    ///
+    /// # Errors
+    /// If the cache has no room or was made for another model or batch, an id is outside the vocabulary, or there is no token.
+    /// The cache then holds what it held before.
+    pub fn forward(&self, ids: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
+        let x = self.run(ids, Some(cache))?;
+        let last = x.narrow(1, x.dim(1)? - 1, 1)?.squeeze(1)?;
+        self.logits(&rms_norm(&last.contiguous()?, &self.norm, self.config.norm_eps as f32)?)
     }
-    /// What the head reads at every position of whole sequences (after the last norm), f32 `[batch, tokens, hidden]`, without a cache.
-    pub fn hidden(&self, _ids: &Tensor) -> Result<Tensor> {
-        todo!()
+
+    /// Logits of every position of whole sequences, f32 `[batch, tokens, vocab]`, without a cache.
+    ///
+    /// # Errors
+    /// If an id is outside the vocabulary, or there is no token.
+    pub fn forward_all(&self, ids: &Tensor) -> Result<Tensor> {
+        self.logits(&self.hidden(ids)?)
     }
-    /// The head alone: f32 `[.., hidden]` -> logits f32 `[.., vocab]`.
-    pub fn logits(&self, _hidden: &Tensor) -> Result<Tensor> {
-        todo!()
+
+    /// What the head reads: the last block's output after the final norm, f32 `[batch, tokens, hidden]`, for u32 `[batch, tokens]` without a cache.
+    /// With [`Self::logits`] on a few positions at a time this avoids holding `tokens x vocab` values.
+    ///
+    /// # Errors
+    /// If an id is outside the vocabulary, or there is no token.
+    pub fn hidden(&self, ids: &Tensor) -> Result<Tensor> {
+        rms_norm(&self.run(ids, None)?, &self.norm, self.config.norm_eps as f32)
     }
+
+    /// The head alone: f32 `[.., hidden]` of [`Self::hidden`] -> logits f32 `[.., vocab]`.
+    ///
+    /// # Errors
+    /// If the last dimension is not `hidden`.
+    pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        self.head.logits(hidden)
+    }
+
     /// Bytes of weights that are read to compute one token: all linear layers and the head as they are stored (dense: elements x element size),
     /// one row of the embedding.
     pub fn bytes_per_token(&self) -> u64 {
-        todo!()
+        let blocks: u64 = self.blocks.iter().flat_map(Block::linears).map(Linear::bytes).sum();
+        blocks + self.head.bytes().0 + self.embedding.bytes().1
     }
-    /// Logits of every position of whole sequences, f32 `[batch, tokens, vocab]`, without a cache.
-    pub fn forward_all(&self, _ids: &Tensor) -> Result<Tensor> {
-        todo!()
+
+    /// All blocks, without the final norm.
+    fn run(&self, ids: &Tensor, mut cache: Option<&mut KvCache>) -> Result<Tensor> {
+        let (batch, tokens) = ids.dims2()?;
+        if batch == 0 || tokens == 0 {
+            bail!("the model was given no token")
+        }
+        let past = match &cache {
+            Some(cache) => {
+                cache.check(self.blocks.len(), batch, tokens)?;
+                cache.len()
+            }
+            None => 0,
+        };
+        let mut x = self.embedding.lookup(ids)?;
+        let angles = self.rope.tables(past, tokens, x.device())?;
+        for (index, block) in self.blocks.iter().enumerate() {
+            x = block.run(&self.config, &x, &angles, cache.as_deref_mut().map(|cache| (index, cache)), None)?;
+        }
+        if let Some(cache) = cache {
+            cache.advance(tokens);
+        }
+        Ok(x)
     }
 }
