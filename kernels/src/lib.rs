@@ -6,9 +6,11 @@
 //! * [`packed`]: a validated packed matrix and its products.
 //! * [`rows8`]: embedding tables and heads as 8-bit rows.
 //! * [`cpu`]: the instruction-set paths behind one run-time dispatch.
+mod activations;
 pub mod code;
 pub mod cpu;
 pub mod encode;
 pub mod layout;
 pub mod packed;
+mod product;
 pub mod rows8;

@@ -1,8 +1,9 @@
 //! A packed matrix: validated once, multiplied many times.
 use crate::code::{CodeError, CodeSet, IndexTables};
+use crate::cpu::{isa, Isa, IsaError};
 use crate::layout::{Geometry, Split, VECTOR};
+use crate::product::{Prepared, Product};
 use half::f16;
-use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -141,6 +142,9 @@ pub enum PackError {
     /// Exceptions out of order or twice the same place.
     #[error("exception {0} does not come after the one before it (order: row, then column)")]
     ExceptionOrder(usize),
+    /// `WSRUN_ISA` cannot be satisfied.
+    #[error(transparent)]
+    Isa(#[from] IsaError),
 }
 
 /// A matrix that is multiplied in packed form.
@@ -148,16 +152,30 @@ pub struct PackedMatrix {
     parts: Parts,
     geometry: Geometry,
     codes: Arc<CodeSet>,
+    prepared: Prepared,
 }
 
 impl PackedMatrix {
-    /// Checks every length, width and index, so that products need no checks.
+    /// Checks every length, width and index, so that products need no checks; products take the path of [`crate::cpu::isa`].
     ///
     /// # Errors
     /// The first violation found.
     pub fn new(parts: Parts, codes: Arc<CodeSet>) -> Result<Self, PackError> {
+        Self::with_isa(parts, codes, isa()?)
+    }
+
+    /// The same with a path of the caller's choice.
+    ///
+    /// # Errors
+    /// The first violation found, or a path that this CPU cannot run.
+    pub fn with_isa(parts: Parts, codes: Arc<CodeSet>, isa: Isa) -> Result<Self, PackError> {
+        if !isa.is_available() {
+            return Err(IsaError::Unavailable(isa).into());
+        }
         let geometry = check(&parts, &codes)?;
-        Ok(PackedMatrix { parts, geometry, codes })
+        let bytes = &(*parts.codes).as_ref()[parts.range.clone()];
+        let prepared = Prepared::new(&parts, &geometry, &codes, bytes, isa);
+        Ok(PackedMatrix { prepared, parts, geometry, codes })
     }
 
     /// Rows.
@@ -186,24 +204,9 @@ impl PackedMatrix {
     /// # Panics
     /// If `x` or `y` has another length.
     pub fn multiply(&self, x: &[f32], tokens: usize, y: &mut [f32]) {
-        let (rows, columns) = (self.out_features(), self.in_features());
-        assert_eq!(x.len(), tokens * columns, "x");
-        assert_eq!(y.len(), tokens * rows, "y");
-        let products: Vec<Vec<f32>> = (0..rows)
-            .into_par_iter()
-            .map_init(
-                || vec![0.0; columns],
-                |dense, r| {
-                    self.decode(r..r + 1, dense);
-                    x.chunks_exact(columns).map(|x| x.iter().zip(&*dense).map(|(a, b)| a * b).sum()).collect()
-                },
-            )
-            .collect();
-        for (r, products) in products.iter().enumerate() {
-            for (t, product) in products.iter().enumerate() {
-                y[t * rows + r] = *product;
-            }
-        }
+        assert_eq!(x.len(), tokens * self.in_features(), "x");
+        assert_eq!(y.len(), tokens * self.out_features(), "y");
+        Product { parts: &self.parts, geometry: &self.geometry, prepared: &self.prepared, bytes: self.code_bytes() }.multiply(x, tokens, y);
     }
 
     /// Dense f32 rows `rows` of V, row-major: the oracle, and the way to a dense copy.

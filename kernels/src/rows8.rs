@@ -1,8 +1,13 @@
 //! 8-bit rows: embedding tables and heads. Row `r` is `scale * scales[r] * q[r][..]`, q int8 in -127..=127.
+use crate::cpu::{isa, row_dot, RowDot};
 use crate::packed::{check_finite, check_length, check_range, Bytes, PackError};
+use crate::product::{multiply_dense, Output, DENSE_TOKENS, PARALLEL_WORK};
 use half::f16;
 use rayon::prelude::*;
 use std::ops::Range;
+
+/// Rows that a thread takes at a time.
+const PIECE: usize = 64;
 
 /// An int8 matrix `rows x columns` with one f16 scale a row, times one f32 scale.
 pub struct Rows8 {
@@ -12,13 +17,15 @@ pub struct Rows8 {
     range: Range<usize>,
     /// One a row, the common scale included.
     scales: Vec<f32>,
+    dot: RowDot,
 }
 
 impl Rows8 {
     /// `q[range]` holds `rows * columns` int8 values, row-major; `scales` one a row.
     ///
     /// # Errors
-    /// An empty matrix, a wrong length, a range outside of the bytes, or a scale that is not finite.
+    /// An empty matrix, a wrong length, a range outside of the bytes, a scale that is not finite, or `WSRUN_ISA` asks for what
+    /// this CPU cannot run.
     pub fn new(rows: usize, columns: usize, q: Bytes, range: Range<usize>, scales: Vec<f16>, scale: f32) -> Result<Self, PackError> {
         if rows == 0 || columns == 0 {
             return Err(PackError::Empty { rows, columns });
@@ -29,7 +36,7 @@ impl Rows8 {
         check_length("scales", scales.len(), rows)?;
         check_finite("scale", std::iter::once(scale))?;
         check_finite("scales", scales.iter().map(|s| s.to_f32()))?;
-        Ok(Rows8 { rows, columns, q, range, scales: scales.iter().map(|s| s.to_f32() * scale).collect() })
+        Ok(Rows8 { rows, columns, q, range, scales: scales.iter().map(|s| s.to_f32() * scale).collect(), dot: row_dot(isa()?) })
     }
 
     /// Quantizes a dense row-major table of finite values: absmax a row. Returns int8 values, row scales and the common scale.
@@ -85,12 +92,37 @@ impl Rows8 {
     pub fn multiply(&self, x: &[f32], tokens: usize, y: &mut [f32]) {
         assert_eq!(x.len(), tokens * self.columns, "x");
         assert_eq!(y.len(), tokens * self.rows, "y");
+        if tokens < DENSE_TOKENS {
+            self.multiply_few(x, y);
+        } else {
+            self.multiply_many(x, tokens, y);
+        }
+    }
+
+    fn multiply_few(&self, x: &[f32], y: &mut [f32]) {
+        let pieces = if self.rows * self.columns < PARALLEL_WORK { self.rows } else { PIECE };
         for (x, y) in x.chunks_exact(self.columns).zip(y.chunks_exact_mut(self.rows)) {
-            y.par_iter_mut().enumerate().for_each(|(r, y)| {
-                let sum: f32 = self.quantized(r).iter().zip(x).map(|(q, x)| f32::from(*q as i8) * x).sum();
-                *y = self.scales[r] * sum;
+            y.par_chunks_mut(pieces).enumerate().for_each(|(piece, y)| {
+                for (r, y) in (piece * pieces..).zip(y) {
+                    // SAFETY: the function was chosen for a path that this CPU can run.
+                    *y = self.scales[r] * unsafe { (self.dot)(self.quantized(r), x) };
+                }
             });
         }
+    }
+
+    /// Pieces of rows are decoded once and multiplied as f32.
+    fn multiply_many(&self, x: &[f32], tokens: usize, y: &mut [f32]) {
+        let output = Output::new(y, self.rows);
+        (0..self.rows.div_ceil(PIECE)).into_par_iter().for_each_init(Vec::new, |dense: &mut Vec<f32>, piece| {
+            let rows = piece * PIECE..self.rows.min((piece + 1) * PIECE);
+            dense.resize(rows.len() * self.columns, 0.0);
+            for (r, dense) in rows.clone().zip(dense.chunks_exact_mut(self.columns)) {
+                self.row(r, dense);
+            }
+            // SAFETY: every piece has its own rows of the output, which has `tokens` tokens.
+            unsafe { multiply_dense(dense, x, tokens, output.pointer(rows.start), self.rows) };
+        });
     }
 
     fn quantized(&self, r: usize) -> &[u8] {

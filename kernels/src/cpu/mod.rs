@@ -1,1 +1,248 @@
 //! Instruction-set paths of the products; `portable` is the oracle.
+//!
+//! One definition ([`kernel`]) over byte vectors is compiled for each instruction set with that set enabled; [`select`] picks the functions for
+//! a run once, when a matrix is made.
+mod kernel;
+mod portable;
+mod rows;
+mod tables;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+use crate::code::LinearCode;
+use kernel::Vector;
+pub(crate) use kernel::{first_previous, Block, Dense, Partial, Planes};
+pub(crate) use rows::{row_dot, RowDot};
+use std::sync::OnceLock;
+pub(crate) use tables::{is_local, Tables};
+
+/// An instruction-set path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Isa {
+    /// Plain Rust.
+    Portable,
+    /// AVX2 and FMA.
+    Avx2,
+    /// AVX2, FMA, GFNI and AVX-VNNI.
+    Avx2Gfni,
+    /// AVX-512 (F, BW, DQ, VL, VBMI, VNNI) and GFNI.
+    Avx512,
+}
+
+/// `WSRUN_ISA` asks for something that is not there.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum IsaError {
+    /// Not the name of a path.
+    #[error("WSRUN_ISA={0}: unknown instruction set, choose portable, avx2, avx2-gfni or avx512")]
+    Unknown(String),
+    /// The CPU lacks the instructions.
+    #[error("WSRUN_ISA={}: this CPU has no such instructions; the best it has is {}", .0.name(), Isa::best().name())]
+    Unavailable(Isa),
+}
+
+impl Isa {
+    /// All paths, slowest first.
+    pub const ALL: [Isa; 4] = [Isa::Portable, Isa::Avx2, Isa::Avx2Gfni, Isa::Avx512];
+
+    /// The name that `WSRUN_ISA` takes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Isa::Portable => "portable",
+            Isa::Avx2 => "avx2",
+            Isa::Avx2Gfni => "avx2-gfni",
+            Isa::Avx512 => "avx512",
+        }
+    }
+
+    /// True if this CPU can run the path.
+    pub fn is_available(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            let gfni = avx2 && is_x86_feature_detected!("gfni");
+            match self {
+                Isa::Portable => true,
+                Isa::Avx2 => avx2,
+                Isa::Avx2Gfni => gfni && is_x86_feature_detected!("avxvnni"),
+                Isa::Avx512 => {
+                    gfni && is_x86_feature_detected!("avx512f")
+                        && is_x86_feature_detected!("avx512bw")
+                        && is_x86_feature_detected!("avx512dq")
+                        && is_x86_feature_detected!("avx512vl")
+                        && is_x86_feature_detected!("avx512vbmi")
+                        && is_x86_feature_detected!("avx512vnni")
+                }
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            self == Isa::Portable
+        }
+    }
+
+    /// The fastest path of this CPU.
+    pub fn best() -> Isa {
+        Isa::ALL.into_iter().rev().find(|isa| isa.is_available()).unwrap_or(Isa::Portable)
+    }
+
+    /// The path that the value of `WSRUN_ISA` asks for; [`Isa::best`] if there is none.
+    ///
+    /// # Errors
+    /// An unknown name, or a path that this CPU cannot run.
+    pub fn choose(wanted: Option<&str>) -> Result<Isa, IsaError> {
+        let Some(wanted) = wanted else { return Ok(Isa::best()) };
+        let isa = Isa::ALL.into_iter().find(|isa| isa.name() == wanted).ok_or_else(|| IsaError::Unknown(wanted.to_owned()))?;
+        if isa.is_available() {
+            Ok(isa)
+        } else {
+            Err(IsaError::Unavailable(isa))
+        }
+    }
+}
+
+/// The path that products take: the one that the environment variable `WSRUN_ISA` names, read once, or the fastest that this CPU can run.
+///
+/// # Errors
+/// `WSRUN_ISA` names no path, or one that this CPU cannot run.
+pub fn isa() -> Result<Isa, IsaError> {
+    static ISA: OnceLock<Result<Isa, IsaError>> = OnceLock::new();
+    ISA.get_or_init(|| {
+        let wanted = std::env::var_os("WSRUN_ISA");
+        Isa::choose(wanted.as_ref().map(|w| w.to_string_lossy()).as_deref())
+    })
+    .clone()
+}
+
+/// The functions that multiply and decode the blocks of one run.
+#[derive(Clone, Copy)]
+pub(crate) struct Kernels {
+    dot: unsafe fn(&Block, &Planes, &mut Partial),
+    decode: unsafe fn(&Block, &Dense),
+}
+
+impl Kernels {
+    /// Adds the product of a block.
+    ///
+    /// # Safety
+    /// The block must belong to the run that the kernels were selected for: `groups` units at `codes` and, unless the code is local, vectors at
+    /// `previous`; planes must have `groups * step` bytes.
+    pub unsafe fn dot(&self, block: &Block, x: &Planes, out: &mut Partial) {
+        (self.dot)(block, x, out)
+    }
+
+    /// Writes a block as f32.
+    ///
+    /// # Safety
+    /// As for [`Kernels::dot`], previous vectors of local codes too (their values do not matter); `dense.out` must be writable for `row.len()` rows
+    /// of `stride` elements, with `column.len() = groups * 512 / row.len()` elements each.
+    pub unsafe fn decode(&self, block: &Block, dense: &Dense) {
+        (self.decode)(block, dense)
+    }
+}
+
+/// Index bits of the level table look-up of a kernel that needs `bits`.
+const fn table<T: Vector>(bits: usize) -> usize {
+    if bits < T::TABLE_BITS {
+        T::TABLE_BITS
+    } else {
+        bits
+    }
+}
+
+/// The kernels of one instruction set: wrappers that enable it, and the choice among them.
+macro_rules! kernels {
+    ($module:ident, $vector:ty $(, $features:literal)?) => {
+        mod $module {
+            use super::*;
+
+            $(#[target_feature(enable = $features)])?
+            unsafe fn dot<const PATH: usize, const RAW: usize, const LOCAL: bool, const BITS: usize>(
+                block: &Block,
+                x: &Planes,
+                out: &mut Partial,
+            ) {
+                // SAFETY: the caller's contract is the kernel's, and the instruction set is enabled.
+                unsafe { kernel::dot::<$vector, PATH, RAW, LOCAL, BITS>(block, x, out) }
+            }
+
+            $(#[target_feature(enable = $features)])?
+            unsafe fn decode<const PATH: usize, const RAW: usize>(block: &Block, dense: &Dense) {
+                // SAFETY: as above.
+                unsafe { kernel::decode::<$vector, PATH, RAW>(block, dense) }
+            }
+
+            /// Kernels of a run; `None` is width 8. A code is valid, so path bits are 1 or 2 and bits at most 6.
+            pub(super) fn select(code: Option<&LinearCode>) -> Kernels {
+                const T4: usize = table::<$vector>(4);
+                const T5: usize = table::<$vector>(5);
+                const T6: usize = table::<$vector>(6);
+                const T7: usize = table::<$vector>(7);
+                macro_rules! pick {
+                    ($path:literal, $raw:literal, $local:literal, $bits:ident) => {
+                        Kernels { dot: dot::<$path, $raw, $local, $bits>, decode: decode::<$path, $raw> }
+                    };
+                    ($path:literal, $raw:literal, $bits:expr) => {
+                        match $bits {
+                            0..=4 => pick!($path, $raw, false, T4),
+                            5 | 6 => pick!($path, $raw, false, T6),
+                            7 => pick!($path, $raw, false, T7),
+                            _ => Kernels { dot: dot::<$path, $raw, false, 8>, decode: decode::<$path, $raw> },
+                        }
+                    };
+                    ($path:literal, $raw:literal) => {
+                        Kernels { dot: dot::<$path, $raw, false, 8>, decode: decode::<$path, $raw> }
+                    };
+                }
+                let Some(code) = code else { return pick!(0, 8, true, T4) };
+                let bits = code.index_bits + code.raw_bits;
+                match (code.path_bits, code.raw_bits, is_local(code)) {
+                    (1, 0, true) if bits <= 4 => pick!(1, 0, true, T4),
+                    (2, 0, true) if bits <= 4 => pick!(2, 0, true, T4),
+                    (2, 1, true) if bits <= 4 => pick!(2, 1, true, T4),
+                    (2, 2, true) if bits <= 4 => pick!(2, 2, true, T4),
+                    (2, 3, true) if bits <= 5 => pick!(2, 3, true, T5),
+                    (2, 4, true) if bits <= 6 => pick!(2, 4, true, T6),
+                    (1, 0, _) => pick!(1, 0, bits),
+                    (2, 0, _) => pick!(2, 0, bits),
+                    (2, 1, _) => pick!(2, 1, bits),
+                    (2, 2, _) => pick!(2, 2, bits),
+                    (2, 3, _) => pick!(2, 3, bits),
+                    (2, 4, _) => pick!(2, 4, bits),
+                    // One path bit with raw bits: no code needs it, one kernel for each width serves all tables.
+                    (_, 1, _) => pick!(1, 1),
+                    (_, 2, _) => pick!(1, 2),
+                    (_, 3, _) => pick!(1, 3),
+                    (_, 4, _) => pick!(1, 4),
+                    _ => pick!(1, 5),
+                }
+            }
+        }
+    };
+}
+
+kernels!(portable_kernels, portable::Portable<64>);
+#[cfg(target_arch = "x86_64")]
+kernels!(avx2_kernels, x86::Avx2, "avx2");
+#[cfg(target_arch = "x86_64")]
+kernels!(avx2_gfni_kernels, x86::Avx2Gfni, "avx2,gfni,avxvnni");
+#[cfg(target_arch = "x86_64")]
+kernels!(avx512_kernels, x86::Avx512, "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,gfni");
+
+/// The kernels of a run with this valid code (`None` at width 8).
+///
+/// # Panics
+/// If the CPU cannot run the path.
+pub(crate) fn select(isa: Isa, code: Option<&LinearCode>) -> Kernels {
+    assert!(isa.is_available(), "{}", IsaError::Unavailable(isa));
+    match isa {
+        Isa::Portable => portable_kernels::select(code),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => avx2_kernels::select(code),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2Gfni => avx2_gfni_kernels::select(code),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => avx512_kernels::select(code),
+        #[cfg(not(target_arch = "x86_64"))]
+        _ => unreachable!("not available"),
+    }
+}

@@ -3,6 +3,8 @@ use crate::common::*;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use ws_kernels::code::CodeSet;
+use ws_kernels::cpu::{Isa, IsaError};
+use ws_kernels::packed::PackedMatrix;
 
 fn vector(rng: &mut impl Rng, n: usize) -> Vec<f32> {
     (0..n).map(|_| rng.random_range(-2.0f32..2.0)).collect()
@@ -27,15 +29,91 @@ fn decode_and_product_match_the_definition() {
         let mut part = vec![0.0; (to - from) * n];
         matrix.decode(from..to, &mut part);
         assert_eq!(part, dense[from * n..to * n]);
-        for tokens in [1, 3] {
+        for tokens in [1, 3, 12] {
             let x = vector(&mut rng, tokens * n);
-            let mut y = vec![f32::NAN; tokens * rows];
-            matrix.multiply(&x, tokens, &mut y);
-            for (x, y) in x.chunks_exact(n).zip(y.chunks_exact(rows)) {
-                let error = relative_error(y, &sample.product(x));
-                assert!(error < 1e-3, "case {case}, {rows} x {n}: {error}");
+            let mut portable: Option<Vec<f32>> = None;
+            for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+                let matrix = PackedMatrix::with_isa(sample.parts.clone(), sample.codes.clone(), isa).unwrap();
+                let mut y = vec![f32::NAN; tokens * rows];
+                matrix.multiply(&x, tokens, &mut y);
+                for (x, y) in x.chunks_exact(n).zip(y.chunks_exact(rows)) {
+                    let error = relative_error(y, &sample.product(x));
+                    assert!(error < 1e-3, "case {case}, {}, {tokens} tokens, {rows} x {n}: {error}", isa.name());
+                }
+                // Integer sums are the same on every path, and everything after them too.
+                assert_eq!(portable.get_or_insert_with(|| y.clone()), &y, "case {case}, {}, {tokens} tokens, {rows} x {n}", isa.name());
             }
         }
+    }
+}
+
+fn product(matrix: &PackedMatrix, x: &[f32], tokens: usize) -> Vec<f32> {
+    let mut y = vec![f32::NAN; tokens * matrix.out_features()];
+    matrix.multiply(x, tokens, &mut y);
+    y
+}
+
+#[test]
+fn results_do_not_depend_on_the_thread_count() {
+    let mut rng = ChaCha8Rng::seed_from_u64(2);
+    for rows in [1000, 1024, 576] {
+        let widths = random_widths(&mut rng, 700);
+        let codes = random_codes(&mut rng);
+        let sample = sample_matrix(&mut rng, rows, &widths, codes);
+        let matrix = sample.matrix();
+        for tokens in [1, 4, 30] {
+            let x = vector(&mut rng, tokens * 700);
+            let results: Vec<Vec<f32>> = [1, 2, 5]
+                .map(|threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap())
+                .iter()
+                .map(|pool| pool.install(|| product(&matrix, &x, tokens)))
+                .collect();
+            assert_eq!(results[0], results[1]);
+            assert_eq!(results[0], results[2]);
+        }
+    }
+}
+
+#[test]
+fn one_huge_activation_does_not_drown_the_others() {
+    let mut rng = ChaCha8Rng::seed_from_u64(4);
+    let n = 4000;
+    let codes = random_codes(&mut rng);
+    let sample = sample_matrix(&mut rng, 64, &vec![3; n], codes);
+    let matrix = sample.matrix();
+    for huge in [1e2f32, 1e4, 1e6, 1e20] {
+        let mut x = vector(&mut rng, n);
+        x[77] = huge;
+        let y = product(&matrix, &x, 1);
+        assert!(relative_error(&y, &sample.product(&x)) < 1e-3, "{huge}");
+    }
+}
+
+#[test]
+fn extreme_activations() {
+    let mut rng = ChaCha8Rng::seed_from_u64(5);
+    let n = 100;
+    let sample = sample_matrix(&mut rng, 40, &vec![2; n], CodeSet::scalar());
+    let matrix = sample.matrix();
+    for tokens in [1, 12] {
+        assert!(product(&matrix, &vec![0.0; tokens * n], tokens).iter().all(|y| *y == 0.0));
+        assert!(product(&matrix, &vec![1e-40; tokens * n], tokens).iter().all(|y| y.abs() < 1e-30));
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut x = vec![1.0; tokens * n];
+            x[3] = bad;
+            assert!(product(&matrix, &x, tokens)[..40].iter().all(|y| !y.is_finite()), "{bad}");
+        }
+    }
+}
+
+#[test]
+fn an_unknown_instruction_set_is_an_error() {
+    assert_eq!(Isa::choose(None), Ok(Isa::best()));
+    assert_eq!(Isa::choose(Some("portable")), Ok(Isa::Portable));
+    assert_eq!(Isa::choose(Some("AVX9")), Err(IsaError::Unknown("AVX9".into())));
+    for isa in Isa::ALL {
+        let expected = if isa.is_available() { Ok(isa) } else { Err(IsaError::Unavailable(isa)) };
+        assert_eq!(Isa::choose(Some(isa.name())), expected);
     }
 }
 
@@ -46,7 +124,7 @@ mod hostile {
     use std::ops::Range;
     use std::sync::Arc;
     use ws_kernels::code::{CodeError, LinearCode};
-    use ws_kernels::packed::{Exception, PackError, PackedMatrix, Parts};
+    use ws_kernels::packed::{Exception, PackError, Parts};
 
     fn sample(seed: u64) -> Sample {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);

@@ -1,0 +1,143 @@
+//! Activations as two 7-bit planes: what the integer kernels multiply by.
+use crate::cpu::Planes;
+use crate::layout::VECTOR;
+use std::ops::Range;
+
+/// Largest quantized activation: the high plane stays within -63..=63.
+const TOP: f32 = 8127.0;
+
+/// A run whose largest activation is more than this many times the root of the mean square gets a second pass over what the first one left:
+/// one pass would be off by more than `20 / (TOP sqrt(12))` = 7e-4 of the run's product.
+const OUTLIER: f32 = 20.0;
+
+/// Quantized activations of some tokens, run by run. Buffers are kept from call to call.
+#[derive(Default)]
+pub(crate) struct Activations {
+    inputs: Vec<Input>,
+    /// End of each token's inputs.
+    ends: Vec<usize>,
+    planes: Vec<u8>,
+    values: Vec<f32>,
+    quantized: Vec<i32>,
+}
+
+/// One pass over one run.
+pub(crate) struct Input {
+    pub run: usize,
+    high: Range<usize>,
+    low: Range<usize>,
+    step: usize,
+    start: [[i32; 16]; 2],
+    factor: f32,
+}
+
+impl Activations {
+    pub fn clear(&mut self) {
+        self.inputs.clear();
+        self.ends.clear();
+        self.planes.clear();
+    }
+
+    /// Adds `values` (which are used up) as the activations of run `run` of the current token, in run order, column scales applied and padded
+    /// with zeros. `factor` is the value of a level.
+    pub fn push(&mut self, run: usize, lanes: usize, factor: f32, fill: impl FnOnce(&mut Vec<f32>)) {
+        let mut values = std::mem::take(&mut self.values);
+        values.clear();
+        fill(&mut values);
+        let (largest, outliers) = spread(&values);
+        if !largest.is_finite() {
+            // The product is not a number, whatever the levels.
+            values.fill(0.0);
+            self.pass(run, lanes, &mut values, 0.0, f32::NAN);
+        } else if largest > f32::MIN_POSITIVE * TOP {
+            self.pass(run, lanes, &mut values, largest, factor);
+            if outliers {
+                let (largest, _) = spread(&values);
+                self.pass(run, lanes, &mut values, largest, factor);
+            }
+        }
+        self.values = values;
+    }
+
+    /// No more runs for this token.
+    pub fn end_token(&mut self) {
+        self.ends.push(self.inputs.len());
+    }
+
+    /// Inputs of a token, by run.
+    pub fn token(&self, t: usize) -> &[Input] {
+        let start = if t == 0 { 0 } else { self.ends[t - 1] };
+        &self.inputs[start..self.ends[t]]
+    }
+
+    pub fn planes(&self, input: &Input) -> Planes<'_> {
+        Planes {
+            high: &self.planes[input.high.clone()],
+            low: &self.planes[input.low.clone()],
+            step: input.step,
+            start: input.start,
+            factor: input.factor,
+        }
+    }
+
+    /// Quantizes `values` and leaves the rest in them.
+    fn pass(&mut self, run: usize, lanes: usize, values: &mut [f32], largest: f32, factor: f32) {
+        /// Adding it rounds to a whole number in the low bits, ties to even, for magnitudes below 2^22.
+        const ROUND: f32 = 12_582_912.0;
+        let step = largest / TOP;
+        let inverse = if step > 0.0 { 1.0 / step } else { 0.0 };
+        self.quantized.clear();
+        self.quantized.extend(values.iter_mut().map(|v| {
+            let rounded = *v * inverse + ROUND;
+            *v -= step * (rounded - ROUND);
+            rounded.to_bits() as i32 - ROUND.to_bits() as i32
+        }));
+        let columns = VECTOR / lanes;
+        let mut start = [[0; 16]; 2];
+        let mut plane = |part: fn(i32) -> i32, start: &mut [i32; 16]| {
+            let from = self.planes.len();
+            if lanes == 16 {
+                self.planes.extend(self.quantized.iter().map(|q| part(*q) as u8));
+                *start = [-128 * self.quantized.iter().map(|q| part(*q)).sum::<i32>(); 16];
+            } else {
+                for group in self.quantized.chunks_exact(columns) {
+                    let first = self.planes.len();
+                    self.planes.extend(group.iter().map(|q| part(*q) as u8));
+                    for (start, four) in start.iter_mut().zip(group.as_chunks::<4>().0) {
+                        *start -= 128 * four.iter().map(|q| part(*q)).sum::<i32>();
+                    }
+                    for _ in 1..lanes {
+                        self.planes.extend_from_within(first..first + columns);
+                    }
+                }
+                for i in columns / 4..16 {
+                    start[i] = start[i % (columns / 4)];
+                }
+            }
+            from..self.planes.len()
+        };
+        let high = plane(|q| (q - low_part(q)) >> 7, &mut start[0]);
+        let low = plane(low_part, &mut start[1]);
+        let step_bytes = if lanes == 16 { 4 } else { VECTOR };
+        self.inputs.push(Input { run, high, low, step: step_bytes, start, factor: factor * step });
+    }
+}
+
+/// The low 7 bits as a number from -64 to 63.
+fn low_part(q: i32) -> i32 {
+    ((q + 64) & 127) - 64
+}
+
+/// Largest magnitude (NaN counts as the largest of all) and whether it is an outlier.
+fn spread(values: &[f32]) -> (f32, bool) {
+    // Magnitudes compare like their bits.
+    let largest = f32::from_bits(values.iter().map(|v| (v.to_bits() & i32::MAX as u32) as i32).max().unwrap_or(0) as u32);
+    let mut squares = [0.0f32; 16];
+    let (body, tail) = values.as_chunks::<16>();
+    for chunk in body.iter().map(|c| &c[..]).chain([tail]) {
+        for (square, v) in squares.iter_mut().zip(chunk) {
+            *square += v * v;
+        }
+    }
+    (largest, largest * largest * values.len() as f32 > OUTLIER * OUTLIER * squares.iter().sum::<f32>())
+}

@@ -1,0 +1,77 @@
+//! Byte vectors as plain arrays of 16, 32 or 64 bytes: the oracle of all other paths.
+use super::kernel::Vector;
+use super::tables::Map;
+
+/// `N` bytes.
+pub(super) struct Portable<const N: usize>;
+
+macro_rules! portable {
+    ($bytes:literal, $sums:literal, $rows:literal) => {
+        impl Vector for Portable<$bytes> {
+            type V = [u8; $bytes];
+            type Sums = [i32; $sums];
+            type Split = [u8; $bytes];
+            const BYTES: usize = $bytes;
+            const ROWS: usize = $rows;
+            const TILE: usize = 32;
+            const TABLE_BITS: usize = 8;
+
+            #[inline(always)]
+            unsafe fn load(p: *const u8) -> Self::V {
+                p.cast::<Self::V>().read_unaligned()
+            }
+            #[inline(always)]
+            unsafe fn store(p: *mut u8, v: Self::V) {
+                p.cast::<Self::V>().write_unaligned(v)
+            }
+            #[inline(always)]
+            unsafe fn repeat4(p: *const u8) -> Self::V {
+                let four = p.cast::<[u8; 4]>().read_unaligned();
+                std::array::from_fn(|i| four[i % 4])
+            }
+            #[inline(always)]
+            unsafe fn load_sums(p: *const i32) -> Self::Sums {
+                p.cast::<Self::Sums>().read_unaligned()
+            }
+            #[inline(always)]
+            unsafe fn store_sums(p: *mut i32, sums: Self::Sums) {
+                p.cast::<Self::Sums>().write_unaligned(sums)
+            }
+            #[inline(always)]
+            unsafe fn dot(mut sums: Self::Sums, w: Self::V, x: Self::V) -> Self::Sums {
+                for (i, sum) in sums.iter_mut().enumerate() {
+                    for k in 4 * i..4 * i + 4 {
+                        *sum += i32::from(w[k]) * i32::from(x[k] as i8);
+                    }
+                }
+                sums
+            }
+            #[inline(always)]
+            unsafe fn split(v: Self::V) -> Self::Split {
+                v
+            }
+            #[inline(always)]
+            unsafe fn map(map: &Map, v: Self::Split) -> Self::V {
+                v.map(|b| map.low[usize::from(b & 15)] ^ map.high[usize::from(b >> 4)])
+            }
+            #[inline(always)]
+            unsafe fn map_nibble(map: &Map, v: Self::Split, high: bool) -> Self::V {
+                v.map(|b| if high { map.high[usize::from(b >> 4)] } else { map.low[usize::from(b & 15)] })
+            }
+            #[inline(always)]
+            unsafe fn xor(a: Self::V, b: Self::V) -> Self::V {
+                std::array::from_fn(|i| a[i] ^ b[i])
+            }
+            #[inline(always)]
+            unsafe fn level<const BITS: usize>(table: &[u8; 256], index: Self::V) -> Self::V {
+                index.map(|i| table[usize::from(i)])
+            }
+            #[inline(always)]
+            unsafe fn prefetch(_: *const u8) {}
+        }
+    };
+}
+
+portable!(16, 4, 4);
+portable!(32, 8, 4);
+portable!(64, 16, 8);

@@ -1,0 +1,205 @@
+//! Byte vectors of x86-64: AVX2, AVX2 with GFNI and VNNI, AVX-512 with VBMI, VNNI and GFNI.
+use super::kernel::Vector;
+use super::tables::Map;
+use std::arch::x86_64::*;
+
+/// 32 bytes; linear maps by nibble shuffles, products by `VPMADDUBSW`.
+pub(super) struct Avx2;
+/// 32 bytes; linear maps by `VGF2P8AFFINEQB`, products by `VPDPBUSD`.
+pub(super) struct Avx2Gfni;
+/// 64 bytes; linear maps by `VGF2P8AFFINEQB`, levels by `VPERMB`, products by `VPDPBUSD`.
+pub(super) struct Avx512;
+
+#[inline(always)]
+unsafe fn broadcast16(table: &[u8; 16]) -> __m256i {
+    _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()))
+}
+
+/// Levels by shuffles of 16 entries, chosen by the index bits above.
+#[inline(always)]
+unsafe fn level_avx2<const BITS: usize>(table: &[u8; 256], index: __m256i) -> __m256i {
+    let sixteenths = table.as_chunks::<16>().0;
+    // A shuffle gives 0 where bit 7 of its index is set.
+    let low = if BITS == 8 { _mm256_and_si256(index, _mm256_set1_epi8(15)) } else { index };
+    let mut values = [_mm256_setzero_si256(); 16];
+    for (value, entries) in values.iter_mut().zip(sixteenths).take(1 << (BITS - 4)) {
+        *value = _mm256_shuffle_epi8(broadcast16(entries), low);
+    }
+    // Bit 4 + step of the index, moved to bit 7, picks between neighbours.
+    for step in 0..BITS - 4 {
+        let bit = match step {
+            0 => _mm256_slli_epi16(index, 3),
+            1 => _mm256_slli_epi16(index, 2),
+            2 => _mm256_slli_epi16(index, 1),
+            _ => index,
+        };
+        for i in 0..1 << (BITS - 5 - step) {
+            values[i] = _mm256_blendv_epi8(values[2 * i], values[2 * i + 1], bit);
+        }
+    }
+    values[0]
+}
+
+macro_rules! avx2_common {
+    () => {
+        type V = __m256i;
+        type Sums = __m256i;
+        const BYTES: usize = 32;
+        const ROWS: usize = 4;
+        const TILE: usize = 32;
+        const TABLE_BITS: usize = 4;
+
+        #[inline(always)]
+        unsafe fn load(p: *const u8) -> __m256i {
+            _mm256_loadu_si256(p.cast())
+        }
+        #[inline(always)]
+        unsafe fn store(p: *mut u8, v: __m256i) {
+            _mm256_storeu_si256(p.cast(), v)
+        }
+        #[inline(always)]
+        unsafe fn repeat4(p: *const u8) -> __m256i {
+            _mm256_set1_epi32(p.cast::<i32>().read_unaligned())
+        }
+        #[inline(always)]
+        unsafe fn load_sums(p: *const i32) -> __m256i {
+            _mm256_loadu_si256(p.cast())
+        }
+        #[inline(always)]
+        unsafe fn store_sums(p: *mut i32, sums: __m256i) {
+            _mm256_storeu_si256(p.cast(), sums)
+        }
+        #[inline(always)]
+        unsafe fn xor(a: __m256i, b: __m256i) -> __m256i {
+            _mm256_xor_si256(a, b)
+        }
+        #[inline(always)]
+        unsafe fn level<const BITS: usize>(table: &[u8; 256], index: __m256i) -> __m256i {
+            level_avx2::<BITS>(table, index)
+        }
+        #[inline(always)]
+        unsafe fn prefetch(p: *const u8) {
+            _mm_prefetch::<_MM_HINT_T0>(p.cast())
+        }
+    };
+}
+
+impl Vector for Avx2 {
+    avx2_common!();
+    /// Low and high nibbles.
+    type Split = [__m256i; 2];
+
+    #[inline(always)]
+    unsafe fn dot(sums: __m256i, w: __m256i, x: __m256i) -> __m256i {
+        // Cannot saturate: 2 * 255 * 64 < 2^15.
+        let pairs = _mm256_maddubs_epi16(w, x);
+        _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+    }
+    #[inline(always)]
+    unsafe fn split(v: __m256i) -> Self::Split {
+        let nibble = _mm256_set1_epi8(15);
+        [_mm256_and_si256(v, nibble), _mm256_and_si256(_mm256_srli_epi16(v, 4), nibble)]
+    }
+    #[inline(always)]
+    unsafe fn map(map: &Map, [low, high]: Self::Split) -> __m256i {
+        _mm256_xor_si256(_mm256_shuffle_epi8(broadcast16(&map.low), low), _mm256_shuffle_epi8(broadcast16(&map.high), high))
+    }
+    #[inline(always)]
+    unsafe fn map_nibble(map: &Map, [l, h]: Self::Split, high: bool) -> __m256i {
+        if high {
+            _mm256_shuffle_epi8(broadcast16(&map.high), h)
+        } else {
+            _mm256_shuffle_epi8(broadcast16(&map.low), l)
+        }
+    }
+}
+
+impl Vector for Avx2Gfni {
+    avx2_common!();
+    type Split = __m256i;
+
+    #[inline(always)]
+    unsafe fn dot(sums: __m256i, w: __m256i, x: __m256i) -> __m256i {
+        _mm256_dpbusd_avx_epi32(sums, w, x)
+    }
+    #[inline(always)]
+    unsafe fn split(v: __m256i) -> __m256i {
+        v
+    }
+    #[inline(always)]
+    unsafe fn map(map: &Map, v: __m256i) -> __m256i {
+        _mm256_gf2p8affine_epi64_epi8::<0>(v, _mm256_set1_epi64x(map.matrix as i64))
+    }
+    #[inline(always)]
+    unsafe fn map_nibble(map: &Map, v: __m256i, _high: bool) -> __m256i {
+        Self::map(map, v)
+    }
+}
+
+impl Vector for Avx512 {
+    type V = __m512i;
+    type Sums = __m512i;
+    type Split = __m512i;
+    const BYTES: usize = 64;
+    const ROWS: usize = 8;
+    const TILE: usize = usize::MAX;
+    const TABLE_BITS: usize = 6;
+
+    #[inline(always)]
+    unsafe fn load(p: *const u8) -> __m512i {
+        _mm512_loadu_si512(p.cast())
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut u8, v: __m512i) {
+        _mm512_storeu_si512(p.cast(), v)
+    }
+    #[inline(always)]
+    unsafe fn repeat4(p: *const u8) -> __m512i {
+        _mm512_set1_epi32(p.cast::<i32>().read_unaligned())
+    }
+    #[inline(always)]
+    unsafe fn load_sums(p: *const i32) -> __m512i {
+        _mm512_loadu_si512(p.cast())
+    }
+    #[inline(always)]
+    unsafe fn store_sums(p: *mut i32, sums: __m512i) {
+        _mm512_storeu_si512(p.cast(), sums)
+    }
+    #[inline(always)]
+    unsafe fn dot(sums: __m512i, w: __m512i, x: __m512i) -> __m512i {
+        _mm512_dpbusd_epi32(sums, w, x)
+    }
+    #[inline(always)]
+    unsafe fn split(v: __m512i) -> __m512i {
+        v
+    }
+    #[inline(always)]
+    unsafe fn map(map: &Map, v: __m512i) -> __m512i {
+        _mm512_gf2p8affine_epi64_epi8::<0>(v, _mm512_set1_epi64(map.matrix as i64))
+    }
+    #[inline(always)]
+    unsafe fn map_nibble(map: &Map, v: __m512i, _high: bool) -> __m512i {
+        Self::map(map, v)
+    }
+    #[inline(always)]
+    unsafe fn xor(a: __m512i, b: __m512i) -> __m512i {
+        _mm512_xor_si512(a, b)
+    }
+    #[inline(always)]
+    unsafe fn level<const BITS: usize>(table: &[u8; 256], index: __m512i) -> __m512i {
+        let quarter = |i: usize| _mm512_loadu_si512(table.as_ptr().add(64 * i).cast());
+        match BITS {
+            8 => {
+                let low = _mm512_permutex2var_epi8(quarter(0), index, quarter(1));
+                let high = _mm512_permutex2var_epi8(quarter(2), index, quarter(3));
+                _mm512_mask_blend_epi8(_mm512_movepi8_mask(index), low, high)
+            }
+            7 => _mm512_permutex2var_epi8(quarter(0), index, quarter(1)),
+            _ => _mm512_permutexvar_epi8(index, quarter(0)),
+        }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        _mm_prefetch::<_MM_HINT_T0>(p.cast())
+    }
+}
