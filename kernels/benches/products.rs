@@ -32,14 +32,15 @@ fn random_bytes(len: usize, rng: &mut impl RngCore) -> Vec<u8> {
 fn matrices(rows: usize, columns: usize, width: u8, codes: &Arc<CodeSet>, rng: &mut impl Rng) -> Vec<PackedMatrix> {
     let bytes = Geometry::new(rows, &vec![width; columns]).expect("a small shape").bytes;
     let copies = (256 << 20) / bytes;
-    let stored: Arc<Vec<u8>> = Arc::new(random_bytes(copies * bytes, rng));
+    let stored: Arc<Vec<u8>> = Arc::new(random_bytes(copies * bytes + 64, rng));
+    let aligned = stored.as_ptr().align_offset(64);
     let make = |n: usize| {
         let parts = Parts {
             out_features: rows,
             widths: vec![width; columns],
             scale: 1.0,
             codes: stored.clone(),
-            range: n * bytes..(n + 1) * bytes,
+            range: aligned + n * bytes..aligned + (n + 1) * bytes,
             col_scale: vec![f16::ONE; columns],
             row_scale: vec![f16::ONE; rows],
             exact: Vec::new(),

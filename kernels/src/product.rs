@@ -346,7 +346,7 @@ impl Product<'_> {
 /// `y` must be writable for `tokens` rows of `stride` elements, as many of each as `dense` has rows.
 pub(crate) unsafe fn multiply_dense(dense: &[f32], x: &[f32], tokens: usize, y: *mut f32, stride: usize) {
     let columns = x.len() / tokens;
-    let rows = if columns == 0 { 0 } else { dense.len() / columns };
+    let rows = dense.len().checked_div(columns).unwrap_or(0);
     let (stride, step) = (stride as isize, columns as isize);
     let none = gemm::Parallelism::None;
     gemm::gemm(

@@ -220,7 +220,7 @@ macro_rules! kernels {
     };
 }
 
-kernels!(portable_kernels, portable::Portable<64>);
+kernels!(portable_kernels, portable::Portable<16>);
 #[cfg(target_arch = "x86_64")]
 kernels!(avx2_kernels, x86::Avx2, "avx2");
 #[cfg(target_arch = "x86_64")]

@@ -41,7 +41,7 @@ pub(crate) struct Tables {
     /// Previous path byte to index, by row position.
     pub previous: [Map; 8],
     /// Raw bits `2p + 1, 2p` of the four rows of a vector to index bits.
-    pub pairs: [[Map; 4]; 3],
+    pub pairs: [[Map; 4]; 2],
     /// The top raw bit of the eight rows of a vector, if raw bits are odd.
     pub top: [Map; 8],
 }
@@ -53,7 +53,7 @@ impl Tables {
             levels: [[0; 256]; 8],
             current: [Map::ZERO; 8],
             previous: [Map::ZERO; 8],
-            pairs: [[Map::ZERO; 4]; 3],
+            pairs: [[Map::ZERO; 4]; 2],
             top: [Map::ZERO; 8],
         });
         let Some(code) = code else { return tables };

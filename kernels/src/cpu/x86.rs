@@ -15,30 +15,26 @@ unsafe fn broadcast16(table: &[u8; 16]) -> __m256i {
     _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()))
 }
 
-/// Levels by shuffles of 16 entries, chosen by the index bits above.
-#[inline(always)]
-unsafe fn level_avx2<const BITS: usize>(table: &[u8; 256], index: __m256i) -> __m256i {
-    let sixteenths = table.as_chunks::<16>().0;
-    // A shuffle gives 0 where bit 7 of its index is set.
-    let low = if BITS == 8 { _mm256_and_si256(index, _mm256_set1_epi8(15)) } else { index };
-    let mut values = [_mm256_setzero_si256(); 16];
-    for (value, entries) in values.iter_mut().zip(sixteenths).take(1 << (BITS - 4)) {
-        *value = _mm256_shuffle_epi8(broadcast16(entries), low);
-    }
-    // Bit 4 + step of the index, moved to bit 7, picks between neighbours.
-    for step in 0..BITS - 4 {
-        let bit = match step {
-            0 => _mm256_slli_epi16(index, 3),
-            1 => _mm256_slli_epi16(index, 2),
-            2 => _mm256_slli_epi16(index, 1),
-            _ => index,
-        };
-        for i in 0..1 << (BITS - 5 - step) {
-            values[i] = _mm256_blendv_epi8(values[2 * i], values[2 * i + 1], bit);
+/// Look-ups in 16, 32, 64, 128 and 256 entries from sixteenth `at` of a table: shuffles of 16, blended by the index bits above, each moved to
+/// bit 7 of its byte. `low` is the index with bit 7 clear: a shuffle gives 0 where it is set.
+macro_rules! look_up {
+    ($name:ident, $half:ident, $sixteenths:literal, $shift:literal) => {
+        #[inline(always)]
+        unsafe fn $name(table: &[u8; 256], at: usize, low: __m256i, index: __m256i) -> __m256i {
+            let (lower, upper) = ($half(table, at, low, index), $half(table, at + $sixteenths / 2, low, index));
+            _mm256_blendv_epi8(lower, upper, _mm256_slli_epi16(index, $shift))
         }
-    }
-    values[0]
+    };
 }
+
+#[inline(always)]
+unsafe fn look_up_16(table: &[u8; 256], at: usize, low: __m256i, _index: __m256i) -> __m256i {
+    _mm256_shuffle_epi8(broadcast16(&table.as_chunks::<16>().0[at]), low)
+}
+look_up!(look_up_32, look_up_16, 2, 3);
+look_up!(look_up_64, look_up_32, 4, 2);
+look_up!(look_up_128, look_up_64, 8, 1);
+look_up!(look_up_256, look_up_128, 16, 0);
 
 macro_rules! avx2_common {
     () => {
@@ -75,7 +71,13 @@ macro_rules! avx2_common {
         }
         #[inline(always)]
         unsafe fn level<const BITS: usize>(table: &[u8; 256], index: __m256i) -> __m256i {
-            level_avx2::<BITS>(table, index)
+            match BITS {
+                4 => look_up_16(table, 0, index, index),
+                5 => look_up_32(table, 0, index, index),
+                6 => look_up_64(table, 0, index, index),
+                7 => look_up_128(table, 0, index, index),
+                _ => look_up_256(table, 0, _mm256_and_si256(index, _mm256_set1_epi8(15)), index),
+            }
         }
         #[inline(always)]
         unsafe fn prefetch(p: *const u8) {
