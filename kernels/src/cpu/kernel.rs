@@ -94,7 +94,7 @@ fn opaque(tables: &Tables) -> &Tables {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: no instruction at all.
     unsafe {
-        std::arch::asm!("/* {0} */", inout(reg) address, options(nomem, nostack, preserves_flags));
+        std::arch::asm!("/* {0} */", inout(reg) address, options(readonly, nostack, preserves_flags));
     }
     // SAFETY: the same address as before.
     unsafe { &*address }
