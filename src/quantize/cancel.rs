@@ -1,0 +1,155 @@
+//! Successive interference cancellation (WaterSIC, algorithm 3) with a width and a code for every column.
+//!
+//! With the covariance `S = L L^T` and `Y = W L`, columns are quantized from the last to the first: column `j` of the residual is
+//! encoded, and its reconstruction times row `j` of L is taken out of all columns before it. Rows do not interact.
+use super::column::{Coder, EXCEPTION_BITS, WIDTHS};
+use super::linalg;
+use faer::Accum;
+use ws_kernels::layout::Column;
+
+/// Columns between two matrix products.
+const BLOCK: usize = 64;
+
+/// What is to be quantized.
+pub(crate) struct Problem<'a> {
+    /// In-features.
+    pub(crate) n: usize,
+    /// Row-major lower Cholesky factor L, `n x n`.
+    pub(crate) factor: &'a [f32],
+    /// Row scales.
+    pub(crate) row_scale: &'a [f32],
+    /// Distortion that one stored bit is worth.
+    pub(crate) lambda: f64,
+}
+
+/// How widths come about.
+pub(crate) enum Plan<'a> {
+    /// Chosen column by column, to learn what each width costs.
+    Search,
+    /// Given; columns are encoded for storage over this many rows and at most so many exceptions are made.
+    Fixed { widths: &'a [u8], padded: usize, exceptions: usize },
+}
+
+/// An entry that is stored exactly.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Outlier {
+    pub(crate) row: usize,
+    pub(crate) column: usize,
+    /// Difference to the coded value.
+    pub(crate) difference: f32,
+}
+
+/// A quantized matrix, transposed (`n x rows`, a column contiguous):
+/// `V[r][j] = row_scale[r] * scale[j] * values[j][r]` plus the outliers' differences.
+pub(crate) struct Outcome {
+    pub(crate) widths: Vec<u8>,
+    pub(crate) columns: Vec<Option<Column>>,
+    pub(crate) values: Vec<f32>,
+    pub(crate) scale: Vec<f32>,
+    pub(crate) outliers: Vec<Outlier>,
+    /// With [`Plan::Search`]: mean squared error a row of each column at each of [`WIDTHS`].
+    pub(crate) distortion: Vec<[f64; WIDTHS.len()]>,
+}
+
+/// `Y^T = L^T W^T` for row-major `W` (`rows x n`).
+pub(crate) fn whiten(weight: &[f32], factor: &[f32], n: usize) -> Vec<f32> {
+    let rows = weight.len() / n;
+    let mut target = vec![0f32; weight.len()];
+    let (factor, weight) = (linalg::view(factor, n, n), linalg::view(weight, rows, n));
+    linalg::product(&mut target, Accum::Replace, factor.transpose(), weight.transpose(), 1.0);
+    target
+}
+
+/// Quantizes the columns of `target` (`Y^T`, `n x rows`).
+pub(crate) fn cancel(mut target: Vec<f32>, problem: &Problem, coder: &Coder, plan: &Plan) -> Outcome {
+    let (n, factor, rows) = (problem.n, problem.factor, problem.row_scale);
+    let a = rows.len();
+    let cap = EXCEPTION_BITS * problem.lambda;
+    let mut reconstruction = vec![0f32; n * a];
+    let mut outcome = Outcome {
+        widths: vec![0; n],
+        columns: (0..n).map(|_| None).collect(),
+        values: vec![0.0; n * a],
+        scale: vec![0.0; n],
+        outliers: Vec::new(),
+        distortion: Vec::new(),
+    };
+    if matches!(plan, Plan::Search) {
+        outcome.distortion = vec![[0.0; WIDTHS.len()]; n];
+    }
+    let mut x = vec![0f32; a];
+    let mut weight = vec![0f32; a];
+    for first in (0..n).step_by(BLOCK).rev() {
+        let last = (first + BLOCK).min(n);
+        for j in (first..last).rev() {
+            let (y, _) = target[j * a..].split_at_mut(a);
+            for i in j + 1..last {
+                let factor = factor[i * n + j];
+                y.iter_mut().zip(&reconstruction[i * a..]).for_each(|(y, v)| *y -= v * factor);
+            }
+            let energy = mean_square(y.iter().copied());
+            let spread = mean_square(y.iter().zip(rows).map(|(y, r)| y / r)).sqrt() as f32;
+            if spread == 0.0 || !spread.is_finite() {
+                continue;
+            }
+            for r in 0..a {
+                weight[r] = rows[r] * spread;
+                x[r] = y[r] / weight[r];
+            }
+            let (width, padded, room) = match plan {
+                Plan::Search => {
+                    let distortion = coder.distortions(&x, &weight, energy, cap);
+                    let cost = |slot: usize| distortion[slot] + problem.lambda * WIDTHS[slot] as f64;
+                    let slot = (0..WIDTHS.len()).min_by(|&a, &b| cost(a).total_cmp(&cost(b))).expect("there are widths");
+                    outcome.distortion[j] = distortion;
+                    (WIDTHS[slot], a, usize::MAX)
+                }
+                Plan::Fixed { widths, padded, exceptions } => (widths[j], *padded, exceptions.saturating_sub(outcome.outliers.len())),
+            };
+            let encoded = coder.encode(width, &x, padded, &weight, cap);
+            let pivot = factor[j * n + j];
+            let v = &mut reconstruction[j * a..][..a];
+            let made_before = outcome.outliers.len();
+            let (mut dot, mut norm) = (0f64, 0f64);
+            for r in 0..a {
+                let coded = encoded.values[r] * encoded.stretch * weight[r];
+                let far = width <= 8 && ((y[r] - coded) as f64).powi(2) > cap && outcome.outliers.len() - made_before < room;
+                if far {
+                    outcome.outliers.push(Outlier { row: r, column: j, difference: 0.0 });
+                } else {
+                    dot += coded as f64 * y[r] as f64;
+                    norm += (coded as f64).powi(2);
+                }
+            }
+            let gain = if width == 16 {
+                1.0
+            } else if norm > 0.0 {
+                (dot / norm) as f32
+            } else {
+                0.0
+            };
+            let scale = gain * encoded.stretch * spread / pivot;
+            for r in 0..a {
+                v[r] = encoded.values[r] * rows[r] * scale;
+            }
+            for outlier in &mut outcome.outliers[made_before..] {
+                let exact = y[outlier.row] / pivot;
+                outlier.difference = exact - v[outlier.row];
+                v[outlier.row] = exact;
+            }
+            outcome.widths[j] = width;
+            outcome.scale[j] = scale;
+            outcome.values[j * a..][..a].copy_from_slice(&encoded.values);
+            outcome.columns[j] = encoded.column;
+        }
+        let done = linalg::view(&factor[first * n..last * n], last - first, n).subcols(0, first);
+        let block = linalg::view(&reconstruction[first * a..last * a], last - first, a);
+        linalg::product(&mut target[..first * a], Accum::Add, done.transpose(), block, -1.0);
+    }
+    outcome
+}
+
+fn mean_square(values: impl ExactSizeIterator<Item = f32>) -> f64 {
+    let count = values.len().max(1) as f64;
+    values.map(|v| (v as f64).powi(2)).sum::<f64>() / count
+}

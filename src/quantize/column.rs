@@ -1,0 +1,141 @@
+//! Encoding one column at a width, and what that costs.
+use std::sync::Arc;
+use ws_kernels::code::{encode_scalar, CodeSet};
+use ws_kernels::layout::Column;
+
+/// Widths that a column can have: trellis or scalar codes, plain int8, exact f16.
+pub(crate) const WIDTHS: [u8; 9] = [0, 1, 2, 3, 4, 5, 6, 8, 16];
+
+/// Stored bits of one exception: row, column, value.
+pub(crate) const EXCEPTION_BITS: f64 = 48.0;
+
+/// Fourth moment of a unit-variance column above which its error is measured rather than taken from the Gaussian one.
+const GAUSSIAN_KURTOSIS: f32 = 4.5;
+
+/// Level spacings tried on a column that is not Gaussian, relative to that for a Gaussian.
+const STRETCHES: [f32; 5] = [1.0, 1.3, 1.7, 2.3, 3.2];
+
+/// A column at some width.
+pub(crate) struct Encoded {
+    /// Stored form; `None` at widths 0 and 16.
+    pub(crate) column: Option<Column>,
+    /// `unit * level` for every row (before `stretch`); for width 16 the input itself.
+    pub(crate) values: Vec<f32>,
+    /// Factor on `values` that approximates the input.
+    pub(crate) stretch: f32,
+}
+
+/// Encodes columns of about unit variance.
+pub(crate) struct Coder {
+    pub(crate) codes: Arc<CodeSet>,
+    /// Mean squared error of a unit Gaussian at each of [`WIDTHS`].
+    nominal: [f64; WIDTHS.len()],
+}
+
+impl Coder {
+    pub(crate) fn new(codes: Arc<CodeSet>) -> Self {
+        let mut coder = Self { codes, nominal: [0.0; WIDTHS.len()] };
+        // Quantile midpoints of the Gaussian, shuffled, stand for a long random sample.
+        let mut sample: Vec<f32> = (0..4096).map(|i| gaussian_quantile((i as f64 + 0.5) / 4096.0) as f32).collect();
+        use rand::{seq::SliceRandom, SeedableRng};
+        sample.shuffle(&mut rand_chacha::ChaCha8Rng::seed_from_u64(0));
+        for (slot, &width) in WIDTHS.iter().enumerate() {
+            let encoded = coder.encode_at(width, &sample, sample.len(), 1.0);
+            coder.nominal[slot] =
+                sample.iter().zip(&encoded.values).map(|(x, q)| ((x - q * encoded.stretch) as f64).powi(2)).sum::<f64>() / 4096.0;
+        }
+        coder
+    }
+
+    /// Mean squared error of a unit Gaussian column at each of [`WIDTHS`].
+    pub(crate) fn nominal(&self) -> &[f64; WIDTHS.len()] {
+        &self.nominal
+    }
+
+    /// Distortion of the column at each of [`WIDTHS`], in units of `y^2`, where `y = x * weight`. An entry never costs more than `cap`
+    /// (an exception makes it exact).
+    pub(crate) fn distortions(&self, x: &[f32], weight: &[f32], energy: f64, cap: f64) -> [f64; WIDTHS.len()] {
+        if fourth_moment(x) < GAUSSIAN_KURTOSIS {
+            return self.nominal.map(|d| d * energy);
+        }
+        let mut out = [0.0; WIDTHS.len()];
+        for (slot, &width) in WIDTHS.iter().enumerate() {
+            out[slot] = self.best(width, x, x.len(), weight, cap).1;
+        }
+        out
+    }
+
+    /// Encodes `x` padded to `padded` rows; the stretch is searched where the column is not Gaussian.
+    pub(crate) fn encode(&self, width: u8, x: &[f32], padded: usize, weight: &[f32], cap: f64) -> Encoded {
+        if width == 0 || width == 16 || fourth_moment(x) < GAUSSIAN_KURTOSIS {
+            return self.encode_at(width, x, padded, 1.0);
+        }
+        self.best(width, x, padded, weight, cap).0
+    }
+
+    fn best(&self, width: u8, x: &[f32], padded: usize, weight: &[f32], cap: f64) -> (Encoded, f64) {
+        let stretches = if (1..=6).contains(&width) { &STRETCHES[..] } else { &STRETCHES[..1] };
+        let mut best: Option<(Encoded, f64)> = None;
+        for &stretch in stretches {
+            let encoded = self.encode_at(width, x, padded, stretch);
+            let error = x
+                .iter()
+                .zip(&encoded.values)
+                .zip(weight)
+                .map(|((x, q), w)| (((x - q * encoded.stretch) * w) as f64).powi(2).min(cap))
+                .sum::<f64>()
+                / x.len() as f64;
+            if best.as_ref().is_none_or(|(_, least)| error < *least) {
+                best = Some((encoded, error));
+            }
+        }
+        best.expect("there is at least one stretch")
+    }
+
+    fn encode_at(&self, width: u8, x: &[f32], padded: usize, stretch: f32) -> Encoded {
+        match width {
+            0 => Encoded { column: None, values: vec![0.0; x.len()], stretch: 1.0 },
+            16 => Encoded { column: None, values: x.to_vec(), stretch: 1.0 },
+            8 => {
+                let step = x.iter().fold(0f32, |m, v| m.max(v.abs())).max(1e-30) / 127.0;
+                let values: Vec<f32> = x.iter().map(|v| (v / step).round()).collect();
+                let mut raw: Vec<u8> = values.iter().map(|v| (v + 128.0) as u8).collect();
+                raw.resize(padded, 128);
+                Encoded { column: Some(Column { path: Vec::new(), raw }), values, stretch: step }
+            }
+            _ => {
+                let code = self.codes.codes[width as usize].as_ref().expect("a code for every width from 1 to 6");
+                let mut scaled: Vec<f32> = x.iter().map(|v| v / stretch).collect();
+                scaled.resize(padded, 0.0);
+                let mut values = vec![0.0; padded];
+                let column = encode_scalar(code, &scaled, &mut values);
+                values.truncate(x.len());
+                Encoded { column: Some(column), values, stretch }
+            }
+        }
+    }
+}
+
+fn fourth_moment(x: &[f32]) -> f32 {
+    x.iter().map(|v| v.powi(4)).sum::<f32>() / x.len().max(1) as f32
+}
+
+/// Inverse of the standard normal distribution function (Acklam's rational approximation, relative error 1e-9).
+fn gaussian_quantile(p: f64) -> f64 {
+    const A: [f64; 6] =
+        [-3.969683028665376e1, 2.209460984245205e2, -2.759285104469687e2, 1.38357751867269e2, -3.066479806614716e1, 2.506628277459239];
+    const B: [f64; 5] = [-5.447609879822406e1, 1.615858368580409e2, -1.556989798598866e2, 6.680131188771972e1, -1.328068155288572e1];
+    const C: [f64; 6] =
+        [-7.784894002430293e-3, -3.223964580411365e-1, -2.400758277161838, -2.549732539343734, 4.374664141464968, 2.938163982698783];
+    const D: [f64; 4] = [7.784695709041462e-3, 3.224671290700398e-1, 2.445134137142996, 3.754408661907416];
+    let horner = |c: &[f64], x: f64| c.iter().fold(0.0, |sum, k| sum * x + k);
+    let tail = |q: f64| horner(&C, q) / (horner(&D, q) * q + 1.0);
+    if p < 0.02425 {
+        tail((-2.0 * p.ln()).sqrt())
+    } else if p > 1.0 - 0.02425 {
+        -tail((-2.0 * (1.0 - p).ln()).sqrt())
+    } else {
+        let (q, r) = (p - 0.5, (p - 0.5) * (p - 0.5));
+        q * horner(&A, r) / (horner(&B, r) * r + 1.0)
+    }
+}

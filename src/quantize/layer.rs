@@ -1,0 +1,310 @@
+//! One linear layer: from its weights and the covariance of its input to what the file stores.
+use super::cancel::{cancel, whiten, Outcome, Plan, Problem};
+use super::column::{Coder, EXCEPTION_BITS, WIDTHS};
+use super::rescale::rescale;
+use super::site::Site;
+use super::widths::{assign, Budget};
+use super::QuantizeError;
+use half::f16;
+use rand::{seq::index::sample, SeedableRng};
+use std::sync::Arc;
+use ws_kernels::layout::{pack, Geometry};
+use ws_kernels::packed::{Exception, PackedMatrix, Parts};
+
+/// Rows that the search for widths looks at, at least; a share of [`SEARCH_SHARE`] if that is more.
+const SEARCH_ROWS: usize = 256;
+const SEARCH_SHARE: usize = 10;
+/// Rounds of that search: each measures every column's error at the last round's lambda.
+const SEARCH_ROUNDS: usize = 3;
+/// Exceptions reserved beyond those that the search foresees.
+const EXCEPTION_RESERVE: f64 = 1.1;
+
+/// A quantized layer.
+pub(crate) struct Quantized {
+    pub(crate) parts: Parts,
+    /// `tr((W - V) S (W - V)^T) / tr(W S W^T)` of the stored V.
+    pub(crate) relative_error: f64,
+}
+
+/// Quantizes `weight` (row-major `rows x in-features`) into at most `bytes` bytes, if its side data alone does not take more.
+pub(crate) fn quantize_matrix(
+    name: &str,
+    weight: &[f32],
+    site: &Site,
+    coder: &Coder,
+    bytes: u64,
+    seed: u64,
+) -> Result<Quantized, QuantizeError> {
+    let features = site.features;
+    let rows = weight.len() / features;
+    let n = site.live.len();
+    if weight.iter().any(|w| !w.is_finite()) {
+        return Err(QuantizeError::NotFinite { name: format!("{name}.weight") });
+    }
+    let live: Vec<f32> = weight.chunks_exact(features).flat_map(|row| site.live.iter().map(|&j| row[j])).collect();
+    let row_scale = row_scales(&live, n, rows);
+    let (lanes, segment) = Geometry::lanes_for(rows);
+    let side_bits = 8 * (features.div_ceil(2) + 4 + 2 * rows) as u64;
+    let budget_for = |exceptions: f64| Budget {
+        padded_rows: lanes * segment,
+        rows,
+        group: 64 / lanes,
+        bits: (8 * bytes).saturating_sub(side_bits + (exceptions * EXCEPTION_BITS).ceil() as u64),
+    };
+    let target = if n == 0 { Vec::new() } else { whiten(&live, &site.factor, n) };
+
+    // Widths: measured on some of the rows, inside the cancellation.
+    let picked = picked_rows(rows, seed);
+    let subset: Vec<f32> = target.chunks_exact(rows.max(1)).flat_map(|column| picked.iter().map(|&r| column[r])).collect();
+    let subset_scale: Vec<f32> = picked.iter().map(|&r| row_scale[r]).collect();
+    let ratio = rows as f64 / picked.len().max(1) as f64;
+    let mut distortion = nominal_distortion(&live, site, coder, n);
+    let mut exceptions = 0.0;
+    for _ in 0..SEARCH_ROUNDS {
+        let (_, lambda) = assign(&distortion, &budget_for(exceptions * EXCEPTION_RESERVE));
+        let problem = Problem { n, factor: &site.factor, row_scale: &subset_scale, lambda };
+        let trial = cancel(subset.clone(), &problem, coder, &Plan::Search);
+        exceptions = trial.outliers.len() as f64 * ratio;
+        distortion = trial.distortion;
+        distortion.iter_mut().flatten().for_each(|d| *d *= rows as f64);
+    }
+    let budget = budget_for(exceptions * EXCEPTION_RESERVE);
+    let (widths, lambda) = assign(&distortion, &budget);
+
+    let room = (8 * bytes).saturating_sub(side_bits + budget.size(&widths)) / EXCEPTION_BITS as u64;
+    let problem = Problem { n, factor: &site.factor, row_scale: &row_scale, lambda };
+    let plan = Plan::Fixed { widths: &widths, padded: lanes * segment, exceptions: room as usize };
+    let outcome = cancel(target, &problem, coder, &plan);
+    let (row_factor, column_factor) = rescale_outcome(&outcome, &live, &row_scale, site);
+
+    let parts = store(&outcome, &row_scale, &row_factor, &column_factor, site, rows, coder);
+    let matrix =
+        PackedMatrix::new(parts.clone(), coder.codes.clone()).map_err(|error| QuantizeError::Packing { name: name.to_owned(), error })?;
+    let mut stored = vec![0f32; weight.len()];
+    matrix.decode(0..rows, &mut stored);
+    let stored = stored.chunks_exact(features).flat_map(|row| site.live.iter().map(|&j| row[j]));
+    let error: Vec<f32> = live.iter().zip(stored).map(|(w, v)| w - v).collect();
+    let energy = site.energy(&live);
+    let relative_error = if energy > 0.0 { site.energy(&error) / energy } else { 0.0 };
+    Ok(Quantized { parts, relative_error })
+}
+
+/// Root mean square of each row over columns of equal weight: a fixed width does not follow a row's energy by itself.
+fn row_scales(live: &[f32], n: usize, rows: usize) -> Vec<f32> {
+    let mut column = vec![0f64; n];
+    for row in live.chunks_exact(n.max(1)) {
+        column.iter_mut().zip(row).for_each(|(sum, w)| *sum += (*w as f64).powi(2));
+    }
+    let mut scale: Vec<f64> = live
+        .chunks_exact(n.max(1))
+        .map(|row| row.iter().zip(&column).filter(|(_, c)| **c > 0.0).map(|(w, c)| (*w as f64).powi(2) / c).sum::<f64>().sqrt())
+        .collect();
+    scale.resize(rows, 1.0);
+    let mean = (scale.iter().map(|s| s * s).sum::<f64>() / rows as f64).sqrt();
+    scale.iter().map(|s| if mean > 0.0 { (s / mean).clamp(1e-3, 1e3) as f32 } else { 1.0 }).collect()
+}
+
+/// Some rows, sorted, drawn by `seed`.
+fn picked_rows(rows: usize, seed: u64) -> Vec<usize> {
+    let count = (rows / SEARCH_SHARE).max(SEARCH_ROWS).min(rows);
+    let mut picked = sample(&mut rand_chacha::ChaCha8Rng::seed_from_u64(seed), rows, count).into_vec();
+    picked.sort_unstable();
+    picked
+}
+
+/// First guess: Gaussian columns of energy `|W_j|^2 L_jj^2`.
+fn nominal_distortion(live: &[f32], site: &Site, coder: &Coder, n: usize) -> Vec<[f64; WIDTHS.len()]> {
+    let mut energy = vec![0f64; n];
+    for row in live.chunks_exact(n.max(1)) {
+        energy.iter_mut().zip(row).for_each(|(sum, w)| *sum += (*w as f64).powi(2));
+    }
+    energy.iter().enumerate().map(|(j, e)| coder.nominal().map(|d| d * e * (site.factor[j * n + j] as f64).powi(2))).collect()
+}
+
+fn rescale_outcome(outcome: &Outcome, live: &[f32], row_scale: &[f32], site: &Site) -> (Vec<f64>, Vec<f64>) {
+    let (n, rows) = (site.live.len(), row_scale.len());
+    let mut q0 = vec![0f64; rows * n];
+    let mut target: Vec<f64> = live.iter().map(|&w| w as f64).collect();
+    for j in 0..n {
+        for r in 0..rows {
+            let value = outcome.values[j * rows + r] as f64 * outcome.scale[j] as f64 * row_scale[r] as f64;
+            if outcome.widths[j] == 16 {
+                target[r * n + j] -= value;
+            } else {
+                q0[r * n + j] = value;
+            }
+        }
+    }
+    for outlier in &outcome.outliers {
+        target[outlier.row * n + outlier.column] -= outlier.difference as f64;
+    }
+    rescale(&q0, &target, &site.covariance, n)
+}
+
+fn store(
+    outcome: &Outcome,
+    row_scale: &[f32],
+    row_factor: &[f64],
+    column_factor: &[f64],
+    site: &Site,
+    rows: usize,
+    coder: &Coder,
+) -> Parts {
+    let mut widths = vec![0u8; site.features];
+    let mut live_of = vec![usize::MAX; site.features];
+    for (j, &feature) in site.live.iter().enumerate() {
+        widths[feature] = outcome.widths[j];
+        live_of[feature] = j;
+    }
+    let geometry = Geometry::new(rows, &widths).expect("sizes come from a matrix in memory");
+    let column_scale = |j: usize| outcome.scale[j] * column_factor[j] as f32;
+    let exact_value = |j: usize, r: usize| outcome.values[j * rows + r] * outcome.scale[j] * row_scale[r];
+    let exact_columns: Vec<usize> = site.live.iter().enumerate().filter(|(j, _)| outcome.widths[*j] == 16).map(|(j, _)| j).collect();
+
+    // One factor brings scales, exceptions and exact values into the range of f16.
+    let largest_scale =
+        (0..site.live.len()).filter(|&j| (1..=8).contains(&outcome.widths[j])).map(|j| column_scale(j).abs()).fold(0f32, f32::max);
+    let largest_exact = exact_columns.iter().flat_map(|&j| (0..rows).map(move |r| exact_value(j, r).abs())).fold(0f32, f32::max);
+    let largest_outlier = outcome.outliers.iter().map(|o| o.difference.abs()).fold(0f32, f32::max);
+    let scale = (largest_scale / 1024.0).max(largest_exact.max(largest_outlier) / 32768.0);
+    let scale = if scale > 0.0 && scale.is_finite() { scale } else { 1.0 };
+
+    let columns: Vec<_> = geometry
+        .runs
+        .iter()
+        .map(|run| {
+            let column = |&feature: &u32| outcome.columns[live_of[feature as usize]].clone().expect("a coded width has a code");
+            run.columns.iter().map(column).collect()
+        })
+        .collect();
+    let codes = pack(&geometry, &coder.codes, &columns);
+    let mut exceptions: Vec<Exception> = outcome
+        .outliers
+        .iter()
+        .map(|o| Exception { row: o.row as u32, column: site.live[o.column] as u16, value: f16::from_f32(o.difference / scale) })
+        .collect();
+    exceptions.sort_unstable_by_key(|e| (e.row, e.column));
+    Parts {
+        out_features: rows,
+        widths,
+        scale,
+        range: 0..codes.len(),
+        codes: Arc::new(codes),
+        col_scale: geometry
+            .runs
+            .iter()
+            .flat_map(|run| &run.columns)
+            .map(|&feature| f16::from_f32(column_scale(live_of[feature as usize]) / scale))
+            .collect(),
+        row_scale: row_scale.iter().zip(row_factor).map(|(r, t)| f16::from_f64(*r as f64 * t)).collect(),
+        exact: exact_columns.iter().flat_map(|&j| (0..rows).map(move |r| f16::from_f32(exact_value(j, r) / scale))).collect(),
+        exceptions,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::stored_bytes;
+    use crate::quantize::linalg;
+    use rand::Rng;
+    use ws_kernels::code::CodeSet;
+
+    fn gaussian(len: usize, seed: u64) -> Vec<f32> {
+        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
+        (0..len).map(|_| (0..12).map(|_| rng.random::<f32>()).sum::<f32>() - 6.0).collect()
+    }
+
+    /// Covariance of inputs that are mixed from sources of falling energy.
+    fn covariance(n: usize) -> Vec<f64> {
+        let tokens = 8 * n;
+        let mix = gaussian(n * n, 1);
+        let source: Vec<f32> = gaussian(tokens * n, 2).iter().enumerate().map(|(i, v)| v / (1.0 + (i % n) as f32)).collect();
+        let mut x = vec![0f32; tokens * n];
+        linalg::product(&mut x, faer::Accum::Replace, linalg::view(&source, tokens, n), linalg::view(&mix, n, n), 1.0);
+        let mut gram = vec![0f32; n * n];
+        linalg::add_gram(&mut gram, &x, n);
+        linalg::mirror(&mut gram, n);
+        gram.iter().map(|&v| v as f64 / tokens as f64).collect()
+    }
+
+    fn bytes(rate: f64, weights: usize) -> u64 {
+        (rate * weights as f64 / 8.0) as u64
+    }
+
+    #[test]
+    fn meets_the_budget_and_halves_the_error_with_every_bit() {
+        let (rows, n) = (320, 192);
+        let (weight, sigma) = (gaussian(rows * n, 3), covariance(n));
+        let site = Site::new("test", &sigma, &sigma).unwrap();
+        let coder = Coder::new(Arc::new(CodeSet::scalar()));
+        let mut last = 1.0;
+        for rate in [1.5, 2.5, 3.5, 4.5, 5.5] {
+            let budget = bytes(rate, rows * n);
+            let quantized = quantize_matrix("test", &weight, &site, &coder, budget, 0).unwrap();
+            let stored = stored_bytes(&quantized.parts);
+            assert!(stored <= budget && stored as f64 > 0.97 * budget as f64, "{stored} of {budget} at {rate}");
+            assert!(quantized.relative_error < 0.45 * last, "{} after {last} at {rate}", quantized.relative_error);
+            last = quantized.relative_error;
+        }
+    }
+
+    #[test]
+    fn rounding_to_nearest_without_cancellation_is_worse() {
+        let (rows, n) = (256, 128);
+        let (weight, sigma) = (gaussian(rows * n, 4), covariance(n));
+        let site = Site::new("test", &sigma, &sigma).unwrap();
+        let coder = Coder::new(Arc::new(CodeSet::scalar()));
+        let quantized = quantize_matrix("test", &weight, &site, &coder, bytes(4.0, rows * n), 0).unwrap();
+        let step = 2.0 * 3.0 / 15.0;
+        let nearest: Vec<f32> = weight.iter().map(|w| w - ((w / step).round() * step).clamp(-3.0, 3.0)).collect();
+        let error = site.energy(&nearest) / site.energy(&weight);
+        assert!(quantized.relative_error < 0.5 * error, "{} against {error}", quantized.relative_error);
+    }
+
+    #[test]
+    fn a_far_entry_is_stored_exactly() {
+        let (rows, n) = (256, 128);
+        let (mut weight, sigma) = (gaussian(rows * n, 5), covariance(n));
+        weight[7 * n + 50] = 40.0;
+        let site = Site::new("test", &sigma, &sigma).unwrap();
+        let coder = Coder::new(Arc::new(CodeSet::scalar()));
+        let quantized = quantize_matrix("test", &weight, &site, &coder, bytes(3.0, rows * n), 0).unwrap();
+        assert!(quantized.parts.exceptions.iter().any(|e| e.row == 7 && e.column == 50) || quantized.parts.widths[50] >= 8);
+        assert!(quantized.relative_error < 0.03, "{}", quantized.relative_error);
+    }
+
+    #[test]
+    fn dead_features_and_empty_layers_store_next_to_nothing() {
+        let (rows, n) = (64, 64);
+        let mut sigma = covariance(n);
+        for i in 0..n {
+            for dead in [3, 40] {
+                sigma[i * n + dead] = 0.0;
+                sigma[dead * n + i] = 0.0;
+            }
+        }
+        let site = Site::new("test", &sigma, &sigma).unwrap();
+        let coder = Coder::new(Arc::new(CodeSet::scalar()));
+        let live = quantize_matrix("test", &gaussian(rows * n, 6), &site, &coder, bytes(4.0, rows * n), 0).unwrap();
+        assert_eq!((live.parts.widths[3], live.parts.widths[40]), (0, 0));
+        let zero = quantize_matrix("test", &vec![0.0; rows * n], &site, &coder, bytes(4.0, rows * n), 0).unwrap();
+        assert!(zero.parts.widths.iter().all(|&w| w == 0) && zero.relative_error == 0.0);
+        let nothing = Site::new("test", &vec![0.0; n * n], &vec![0.0; n * n]).unwrap();
+        assert!(quantize_matrix("test", &gaussian(rows * n, 7), &nothing, &coder, 4096, 0).unwrap().parts.exceptions.is_empty());
+    }
+
+    #[test]
+    fn damaged_values_are_refused_by_name() {
+        let (rows, n) = (16, 16);
+        let mut sigma = covariance(n);
+        let site = Site::new("good", &sigma, &sigma).unwrap();
+        let coder = Coder::new(Arc::new(CodeSet::scalar()));
+        let mut weight = gaussian(rows * n, 8);
+        weight[5] = f32::NAN;
+        let error = quantize_matrix("layer.7", &weight, &site, &coder, 512, 0).err().unwrap();
+        assert!(error.to_string().contains("layer.7.weight"));
+        sigma[0] = f64::INFINITY;
+        assert!(Site::new("layer.8", &sigma, &sigma).err().unwrap().to_string().contains("layer.8"));
+    }
+}

@@ -1,0 +1,231 @@
+//! The model, block by block: statistics of a block from the dense model, its seven layers, its shard. Memory: the hidden states of the
+//! calibration text, one block's weights and one block's statistics.
+use super::calibration::sequences;
+use super::checkpoint::Checkpoint;
+use super::column::Coder;
+use super::layer::quantize_matrix;
+use super::site::Site;
+use super::statistics::{BlockMoments, Collector};
+use super::{LayerReport, Options, Progress, QuantizeError, Report};
+use crate::format::{finish_folder, shard_is_complete, stored_bytes, Packed, Shard};
+use crate::hub::Opened;
+use candle_core::{DType, Device, Tensor};
+use rayon::prelude::*;
+use std::path::Path;
+use std::sync::Arc;
+use ws_kernels::code::CodeSet;
+use ws_kernels::rows8::Rows8;
+use ws_models::config::Config;
+use ws_models::linear::{Matrix, Table};
+use ws_models::model::{Block, Model};
+
+/// Share of the plain covariance in that of q, k and v. SmolLM2-135M: see docs/quantization.md.
+const PLAIN_SHARE: f64 = 0.1;
+/// Bytes of attention probabilities that one pass through a block may hold.
+const ATTENTION_BYTES: usize = 256 << 20;
+/// Bytes set aside for the code tables.
+const CODE_TABLE_BYTES: f64 = 2048.0;
+
+pub(crate) fn run(model: &Opened, options: &Options, dir: &Path, progress: &mut dyn FnMut(Progress)) -> Result<Report, QuantizeError> {
+    let config = &model.config;
+    check(config, options, dir)?;
+    let embedding = Model::load_embedding(config, &*model.weights).map_err(QuantizeError::Weights)?;
+    let table = dense_table(&embedding, "model.embed_tokens")?;
+    let fingerprint = fingerprint(model, &table);
+    let mut checkpoint = match Checkpoint::load(dir, &fingerprint, options)? {
+        Some(checkpoint) => checkpoint,
+        None => Checkpoint::start(dir, fingerprint, options, sequences(model, options, progress)?)?,
+    };
+    let shards = config.layers + 1;
+    let shard_path = |i: usize| format!("model-{:05}-of-{shards:05}.safetensors", i + 1);
+    while checkpoint.state.blocks.len() > 0 && !shard_is_complete(&checkpoint.folder.join(shard_path(checkpoint.state.blocks.len() - 1))) {
+        checkpoint.state.blocks.pop();
+    }
+
+    let coder = Coder::new(Arc::new(CodeSet::scalar()));
+    let mut hidden = hidden_states(config, &embedding, &checkpoint.state.sequences)?;
+    let mut carry = -CODE_TABLE_BYTES;
+    progress(Progress::Blocks { done: checkpoint.state.blocks.len(), total: config.layers });
+    for index in 0..config.layers {
+        let block = Block::load(config, &*model.weights, index).map_err(QuantizeError::Weights)?;
+        let mut collector = Collector::new();
+        let finished = checkpoint.state.blocks.get(index);
+        for part in &mut hidden {
+            *part = match finished {
+                Some(_) => block.forward(config, part, None)?,
+                None => block.forward(config, part, Some(&mut collector))?,
+            };
+        }
+        drop(block);
+        if let Some(layers) = finished {
+            carry += layers.iter().map(|l| options.rate * l.weights as f64 / 8.0 - l.bytes as f64).sum::<f64>();
+            continue;
+        }
+        let (shard, reports) = quantize_block(model, options, &coder, index, collector.finish(PLAIN_SHARE), &mut carry)?;
+        shard.write(&checkpoint.folder.join(shard_path(index)))?;
+        checkpoint.finished(reports)?;
+        progress(Progress::Blocks { done: index + 1, total: config.layers });
+    }
+
+    let last = tables_shard(model, &table, &coder)?;
+    last.write(&checkpoint.folder.join(shard_path(config.layers)))?;
+    let report = Report { layers: checkpoint.state.blocks.iter().flatten().cloned().collect() };
+    if report.stored_bits() > options.rate {
+        return Err(QuantizeError::RateTooLow { stored: report.stored_bits(), rate: options.rate });
+    }
+    let (folder, state) = checkpoint.close()?;
+    let quantization = serde_json::json!({
+        "rate": options.rate,
+        "stored_bits": report.stored_bits(),
+        "weights": report.layers.iter().map(|l| l.weights).sum::<u64>(),
+        "mean_relative_error": report.mean_error(),
+        "calibration": options.calibration,
+        "samples": state.sequences.len(),
+        "context": options.context,
+        "seed": options.seed,
+    });
+    finish_folder(&folder, dir, &model.config_json, &quantization, &model.side_files)?;
+    Ok(report)
+}
+
+fn check(config: &Config, options: &Options, dir: &Path) -> Result<(), QuantizeError> {
+    if !(1.0..=8.0).contains(&options.rate) {
+        return Err(QuantizeError::Rate { rate: options.rate });
+    }
+    if options.samples == 0 || options.context < 2 {
+        return Err(QuantizeError::NoCalibration { samples: options.samples, context: options.context });
+    }
+    if options.context > config.max_context {
+        return Err(QuantizeError::Context { context: options.context, limit: config.max_context });
+    }
+    if dir.exists() {
+        return Err(QuantizeError::Exists { path: dir.to_owned() });
+    }
+    if let Some((name, _, features, _)) = config.block_linears(0).into_iter().find(|l| l.2 > 65536) {
+        return Err(QuantizeError::TooWide { name, features });
+    }
+    Ok(())
+}
+
+fn dense_table(table: &Table, name: &str) -> Result<Vec<f32>, QuantizeError> {
+    match table {
+        Table::Dense(tensor) => dense_values(tensor, &format!("{name}.weight")),
+        _ => Err(QuantizeError::Packed { name: name.to_owned() }),
+    }
+}
+
+fn dense_values(tensor: &Tensor, name: &str) -> Result<Vec<f32>, QuantizeError> {
+    let values = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+    match values.iter().all(|v| v.is_finite()) {
+        true => Ok(values),
+        false => Err(QuantizeError::NotFinite { name: name.to_owned() }),
+    }
+}
+
+/// Tells models apart, so that a stopped run is not continued with another one.
+fn fingerprint(model: &Opened, table: &[f32]) -> String {
+    let mut hash = xxhash_rust::xxh3::Xxh3::new();
+    hash.update(model.config_json.to_string().as_bytes());
+    table.iter().for_each(|v| hash.update(&v.to_le_bytes()));
+    format!("{:016x}", hash.digest())
+}
+
+/// Embedded sequences in parts whose attention probabilities fit into [`ATTENTION_BYTES`].
+fn hidden_states(config: &Config, embedding: &Table, sequences: &[Vec<u32>]) -> Result<Vec<Tensor>, QuantizeError> {
+    let context = sequences[0].len();
+    let part = (ATTENTION_BYTES / (4 * config.heads * context * context).max(1)).max(1);
+    sequences
+        .chunks(part)
+        .map(|sequences| {
+            let ids = Tensor::from_vec(sequences.concat(), (sequences.len(), context), &Device::Cpu)?;
+            Ok(embedding.lookup(&ids)?)
+        })
+        .collect()
+}
+
+/// The layers that read one input: their names' ends, which moments they minimise, which decide on dead in-features.
+fn sites(moments: &BlockMoments) -> [(&'static [&'static str], &[f64], &[f64]); 4] {
+    [
+        (&["q_proj", "k_proj", "v_proj"], &moments.qkv_plain, &moments.qkv),
+        (&["o_proj"], &moments.o, &moments.o),
+        (&["gate_proj", "up_proj"], &moments.gate_up, &moments.gate_up),
+        (&["down_proj"], &moments.down, &moments.down),
+    ]
+}
+
+fn quantize_block(
+    model: &Opened,
+    options: &Options,
+    coder: &Coder,
+    index: usize,
+    moments: BlockMoments,
+    carry: &mut f64,
+) -> Result<(Shard, Vec<LayerReport>), QuantizeError> {
+    let config = &model.config;
+    let linears = config.block_linears(index);
+    let mut shard = Shard::default();
+    let mut reports = Vec::new();
+    for (ends, plain, covariance) in sites(&moments) {
+        let members: Vec<_> = linears.iter().filter(|l| ends.iter().any(|end| l.0.ends_with(end))).collect();
+        let site = Site::new(&members[0].0, plain, covariance)?;
+        let total: f64 = members.iter().map(|(_, rows, columns, _)| (rows * columns) as f64).sum();
+        let done = members
+            .par_iter()
+            .map(|(name, rows, columns, bias)| {
+                let linear = model.weights.linear(name, *rows, *columns, *bias).map_err(QuantizeError::Weights)?;
+                let Matrix::Dense(weight) = &linear.matrix else {
+                    return Err(QuantizeError::Packed { name: name.clone() });
+                };
+                let weight = dense_values(weight, &format!("{name}.weight"))?;
+                let bias = linear.bias.map(|b| dense_values(&b, &format!("{name}.bias"))).transpose()?;
+                // What earlier layers left of their budget, or took too much, is shared by size.
+                let budget = options.rate * weight.len() as f64 / 8.0 + *carry * weight.len() as f64 / total;
+                let quantized = quantize_matrix(name, &weight, &site, coder, budget.max(0.0) as u64, options.seed)?;
+                Ok((quantized, bias))
+            })
+            .collect::<Result<Vec<_>, QuantizeError>>()?;
+        for ((name, rows, columns, _), (quantized, bias)) in members.into_iter().zip(done) {
+            let bytes = stored_bytes(&quantized.parts);
+            let weights = (rows * columns) as u64;
+            *carry += options.rate * weights as f64 / 8.0 - bytes as f64;
+            reports.push(LayerReport { name: name.clone(), weights, bytes, relative_error: quantized.relative_error });
+            if let Some(bias) = bias {
+                shard.dense.push((format!("{name}.bias"), vec![*rows], bias));
+            }
+            shard.packed.push(Packed { name: name.clone(), parts: quantized.parts });
+        }
+    }
+    let prefix = format!("model.layers.{index}");
+    let mut norms = vec![("input_layernorm", config.hidden), ("post_attention_layernorm", config.hidden)];
+    if config.qk_norm {
+        norms.extend([("self_attn.q_norm", config.head_dim), ("self_attn.k_norm", config.head_dim)]);
+    }
+    for (norm, size) in norms {
+        push_dense(&mut shard, model, &format!("{prefix}.{norm}.weight"), size)?;
+    }
+    Ok((shard, reports))
+}
+
+/// Embedding, final norm, head and code tables.
+fn tables_shard(model: &Opened, table: &[f32], coder: &Coder) -> Result<Shard, QuantizeError> {
+    let config = &model.config;
+    let mut shard = Shard { codes: Some(coder.codes.clone()), ..Default::default() };
+    push_table(&mut shard, "model.embed_tokens", table, config);
+    push_dense(&mut shard, model, "model.norm.weight", config.hidden)?;
+    if !config.tied {
+        let head = model.weights.table("lm_head", config.vocab, config.hidden).map_err(QuantizeError::Weights)?;
+        push_table(&mut shard, "lm_head", &dense_table(&head, "lm_head")?, config);
+    }
+    Ok(shard)
+}
+
+fn push_dense(shard: &mut Shard, model: &Opened, name: &str, size: usize) -> Result<(), QuantizeError> {
+    let tensor = model.weights.tensor(name, &[size]).map_err(QuantizeError::Weights)?;
+    shard.dense.push((name.to_owned(), vec![size], dense_values(&tensor, name)?));
+    Ok(())
+}
+
+fn push_table(shard: &mut Shard, name: &str, values: &[f32], config: &Config) {
+    let (q, scales, unit) = Rows8::quantize(values, config.hidden);
+    shard.rows8.push((name.to_owned(), config.vocab, config.hidden, q, scales, unit));
+}

@@ -1,0 +1,122 @@
+//! Row and column rescaling by alternating least squares (WaterSIC, algorithm 4), in f64.
+use super::linalg::{product, solve_spd, view};
+use faer::Accum;
+
+/// Rounds of column and row steps at most.
+const ROUNDS: usize = 4;
+/// Relative change of the objective below which the rounds end.
+const SETTLED: f64 = 3e-4;
+/// Range of a column factor.
+const COLUMN_RANGE: (f64, f64) = (-0.1, 1.5);
+
+/// Factors on the rows and the columns of `q0` that minimise `tr((target - T q0 G) S (target - T q0 G)^T)`; all start at 1.
+///
+/// `q0` and `target` are row-major `rows x n`, `covariance` is `n x n`. `target` is W with everything that is stored beside the codes taken out.
+pub(crate) fn rescale(q0: &[f64], target: &[f64], covariance: &[f64], n: usize) -> (Vec<f64>, Vec<f64>) {
+    let a = q0.len() / n.max(1);
+    let (mut t, mut g) = (vec![1.0; a], vec![1.0; n]);
+    if n == 0 {
+        return (t, g);
+    }
+    let sigma = view(covariance, n, n);
+    let mut cross = vec![0f64; a * n];
+    product(&mut cross, Accum::Replace, view(target, a, n), sigma, 1.0);
+
+    // p_r and q_r of the row step: J = const - 2 sum t p + sum t^2 q.
+    let row_terms = |g: &[f64]| -> (Vec<f64>, Vec<f64>) {
+        let scaled: Vec<f64> = q0.chunks_exact(n).flat_map(|row| row.iter().zip(g).map(|(q, g)| q * g)).collect();
+        let mut image = vec![0f64; a * n];
+        product(&mut image, Accum::Replace, view(&scaled, a, n), sigma, 1.0);
+        let dots = |other: &[f64]| scaled.chunks_exact(n).zip(other.chunks_exact(n)).map(|(x, y)| dot(x, y)).collect();
+        (dots(&cross), dots(&image))
+    };
+    let objective =
+        |t: &[f64], (p, q): &(Vec<f64>, Vec<f64>)| -> f64 { t.iter().zip(p).zip(q).map(|((t, p), q)| t * (t * q - 2.0 * p)).sum() };
+    let reference = dot(&cross, target).abs().max(f64::MIN_POSITIVE);
+
+    let mut terms = row_terms(&g);
+    let mut value = objective(&t, &terms);
+    for _ in 0..ROUNDS {
+        let start = value;
+        if let Some(wanted) = column_step(q0, &cross, covariance, &t, n) {
+            for halving in 0..5 {
+                let step = 0.5f64.powi(halving);
+                let trial: Vec<f64> = g.iter().zip(&wanted).map(|(g, w)| g + step * (w - g)).collect();
+                let trial_terms = row_terms(&trial);
+                let trial_value = objective(&t, &trial_terms);
+                if trial_value <= value {
+                    (g, terms) = (trial, trial_terms);
+                    break;
+                }
+            }
+        }
+        for (t, (p, q)) in t.iter_mut().zip(terms.0.iter().zip(&terms.1)) {
+            if *q > 0.0 && (p / q).is_finite() {
+                *t = p / q;
+            }
+        }
+        value = objective(&t, &terms);
+        let mean = t.iter().map(|t| t.abs()).sum::<f64>() / a as f64;
+        if mean > 0.0 {
+            t.iter_mut().for_each(|t| *t /= mean);
+            g.iter_mut().for_each(|g| *g *= mean);
+            terms.0.iter_mut().for_each(|p| *p *= mean);
+            terms.1.iter_mut().for_each(|q| *q *= mean * mean);
+        }
+        // `reference + value` is the remaining distortion.
+        if start - value <= SETTLED * (reference + value).max(0.0) {
+            break;
+        }
+    }
+    (t, g)
+}
+
+/// `(S o (Q^T T^2 Q) + ridge) g = diag(Q^T T C)`, clipped.
+fn column_step(q0: &[f64], cross: &[f64], covariance: &[f64], t: &[f64], n: usize) -> Option<Vec<f64>> {
+    let a = t.len();
+    let scaled: Vec<f64> = q0.chunks_exact(n).zip(t).flat_map(|(row, t)| row.iter().map(move |q| q * t)).collect();
+    let mut system = vec![0f64; n * n];
+    product(&mut system, Accum::Replace, view(&scaled, a, n).transpose(), view(&scaled, a, n), 1.0);
+    system.iter_mut().zip(covariance).for_each(|(m, s)| *m *= s);
+    let ridge = (1e-8 * (0..n).map(|i| system[i * n + i]).sum::<f64>() / n as f64).max(1e-11);
+    let mut rhs = vec![0f64; n];
+    for (row, cross) in scaled.chunks_exact(n).zip(cross.chunks_exact(n)) {
+        rhs.iter_mut().zip(row.iter().zip(cross)).for_each(|(sum, (q, c))| *sum += q * c);
+    }
+    for i in 0..n {
+        system[i * n + i] += ridge;
+    }
+    // A column without codes has an empty row in the system; its factor is immaterial.
+    Some(solve_spd(&system, &rhs)?.into_iter().map(|g| g.clamp(COLUMN_RANGE.0, COLUMN_RANGE.1)).collect())
+}
+
+fn dot(x: &[f64], y: &[f64]) -> f64 {
+    x.iter().zip(y).map(|(x, y)| x * y).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::{Rng, SeedableRng};
+
+    #[test]
+    fn finds_row_and_column_factors_that_were_taken_out() {
+        let (a, n) = (40, 24);
+        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(3);
+        let q0: Vec<f64> = (0..a * n).map(|_| rng.random_range(-1.0..1.0)).collect();
+        let rows: Vec<f64> = (0..a).map(|_| rng.random_range(0.8..1.2)).collect();
+        let columns: Vec<f64> = (0..n).map(|_| rng.random_range(0.8..1.2)).collect();
+        let target: Vec<f64> = (0..a * n).map(|i| q0[i] * rows[i / n] * columns[i % n]).collect();
+        let x: Vec<f64> = (0..4 * n * n).map(|_| rng.random_range(-1.0..1.0)).collect();
+        let mut covariance = vec![0f64; n * n];
+        product(&mut covariance, Accum::Replace, view(&x, 4 * n, n).transpose(), view(&x, 4 * n, n), 1.0);
+        let error = |t: &[f64], g: &[f64]| -> f64 {
+            let e: Vec<f64> = (0..a * n).map(|i| target[i] - q0[i] * t[i / n] * g[i % n]).collect();
+            let mut image = vec![0f64; a * n];
+            product(&mut image, Accum::Replace, view(&e, a, n), view(&covariance, n, n), 1.0);
+            dot(&e, &image)
+        };
+        let (t, g) = rescale(&q0, &target, &covariance, n);
+        assert!(error(&t, &g) < 1e-2 * error(&vec![1.0; a], &vec![1.0; n]));
+    }
+}
