@@ -360,7 +360,3 @@ mod tests {
         assert!(matches!(broken(|c| c.unit = 0.0), CodeError::Unit(_)));
     }
 }
-/// stub
-pub fn encode_scalar(_code: &LinearCode, _x: &[f32], _out: &mut [f32]) -> crate::layout::Column {
-    todo!()
-}

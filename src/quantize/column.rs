@@ -1,6 +1,7 @@
 //! Encoding one column at a width, and what that costs.
 use std::sync::Arc;
-use ws_kernels::code::{encode_scalar, CodeSet};
+use ws_kernels::code::CodeSet;
+use ws_kernels::encode::encode_scalar;
 use ws_kernels::layout::Column;
 
 /// Widths that a column can have: trellis or scalar codes, plain int8, exact f16.

@@ -31,7 +31,8 @@ pub(crate) fn add_gram(dst: &mut [f32], x: &[f32], n: usize) {
     dst.par_chunks_mut(CHUNK * n).enumerate().for_each(|(chunk, part)| {
         let (first, rows) = (chunk * CHUNK, part.len() / n);
         let seen = first + rows;
-        let lower = MatMut::from_row_major_slice_with_stride_mut(part, rows, seen, n);
+        // faer 0.24.4 mixes up the strides of its row-major constructor with a stride, so this is a transposed column-major one.
+        let lower = MatMut::from_column_major_slice_with_stride_mut(part, seen, rows, n).transpose_mut();
         matmul(lower, Accum::Add, x.subcols(first, rows).transpose(), x.subcols(0, seen), 1.0, Par::Seq);
     });
 }

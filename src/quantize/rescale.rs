@@ -11,9 +11,8 @@ const COLUMN_RANGE: (f64, f64) = (-0.1, 1.5);
 
 /// Factors on the rows and the columns of `q0` that minimise `tr((target - T q0 G) S (target - T q0 G)^T)`; all start at 1.
 ///
-/// `q0` and `target` are row-major `rows x n`, `covariance` is `n x n`. `target` is W with everything that is stored beside the codes taken out.
-pub(crate) fn rescale(q0: &[f64], target: &[f64], covariance: &[f64], n: usize) -> (Vec<f64>, Vec<f64>) {
-    let a = q0.len() / n.max(1);
+/// `q0` and `target` are row-major `a x n`, `covariance` is `n x n`. `target` is W with everything that is stored beside the codes taken out.
+pub(crate) fn rescale(q0: &[f64], target: &[f64], covariance: &[f64], (a, n): (usize, usize)) -> (Vec<f64>, Vec<f64>) {
     let (mut t, mut g) = (vec![1.0; a], vec![1.0; n]);
     if n == 0 {
         return (t, g);
@@ -116,7 +115,7 @@ mod tests {
             product(&mut image, Accum::Replace, view(&e, a, n), view(&covariance, n, n), 1.0);
             dot(&e, &image)
         };
-        let (t, g) = rescale(&q0, &target, &covariance, n);
+        let (t, g) = rescale(&q0, &target, &covariance, (a, n));
         assert!(error(&t, &g) < 1e-2 * error(&vec![1.0; a], &vec![1.0; n]));
     }
 }
