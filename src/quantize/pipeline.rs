@@ -143,14 +143,25 @@ fn hidden_states(config: &Config, embedding: &Table, sequences: &[Vec<u32>]) -> 
         .collect()
 }
 
-/// The layers that read one input: their names' ends, which moments they minimise, which decide on dead in-features.
-fn sites(moments: &BlockMoments) -> [(&'static [&'static str], &[f64], &[f64]); 4] {
-    [
+/// The prepared input of each of a block's linear layers.
+fn sites(linears: &[(String, usize, usize, bool)], moments: &BlockMoments) -> Result<Vec<Arc<Site>>, QuantizeError> {
+    // Where an input is read, the moments that decide on dead in-features, and those that are minimised.
+    let inputs: [(&[&str], &[f64], &[f64]); 4] = [
         (&["q_proj", "k_proj", "v_proj"], &moments.qkv_plain, &moments.qkv),
         (&["o_proj"], &moments.o, &moments.o),
         (&["gate_proj", "up_proj"], &moments.gate_up, &moments.gate_up),
         (&["down_proj"], &moments.down, &moments.down),
-    ]
+    ];
+    let reads = |name: &str, ends: &[&str]| ends.iter().any(|end| name.ends_with(end));
+    let sites = inputs
+        .par_iter()
+        .map(|(ends, plain, covariance)| {
+            let name = linears.iter().map(|l| &l.0).find(|name| reads(name, ends)).expect("every input is read");
+            Ok(Arc::new(Site::new(name, plain, covariance)?))
+        })
+        .collect::<Result<Vec<_>, QuantizeError>>()?;
+    let input = |name: &str| inputs.iter().position(|(ends, ..)| reads(name, ends)).expect("every layer has an input");
+    Ok(linears.iter().map(|(name, ..)| sites[input(name)].clone()).collect())
 }
 
 fn quantize_block(
@@ -165,35 +176,36 @@ fn quantize_block(
     let linears = config.block_linears(index);
     let mut shard = Shard::default();
     let mut reports = Vec::new();
-    for (ends, plain, covariance) in sites(&moments) {
-        let members: Vec<_> = linears.iter().filter(|l| ends.iter().any(|end| l.0.ends_with(end))).collect();
-        let site = Site::new(&members[0].0, plain, covariance)?;
-        let total: f64 = members.iter().map(|(_, rows, columns, _)| (rows * columns) as f64).sum();
-        let done = members
-            .par_iter()
-            .map(|(name, rows, columns, bias)| {
-                let linear = model.weights.linear(name, *rows, *columns, *bias).map_err(QuantizeError::Weights)?;
-                let Matrix::Dense(weight) = &linear.matrix else {
-                    return Err(QuantizeError::Packed { name: name.clone() });
-                };
-                let weight = dense_values(weight, &format!("{name}.weight"))?;
-                let bias = linear.bias.map(|b| dense_values(&b, &format!("{name}.bias"))).transpose()?;
-                // What earlier layers left of their budget, or took too much, is shared by size.
-                let budget = options.rate * weight.len() as f64 / 8.0 + *carry * weight.len() as f64 / total;
-                let quantized = quantize_matrix(name, &weight, &site, coder, budget.max(0.0) as u64, options.seed)?;
-                Ok((quantized, bias))
-            })
-            .collect::<Result<Vec<_>, QuantizeError>>()?;
-        for ((name, rows, columns, _), (quantized, bias)) in members.into_iter().zip(done) {
-            let bytes = stored_bytes(&quantized.parts);
-            let weights = (rows * columns) as u64;
-            *carry += options.rate * weights as f64 / 8.0 - bytes as f64;
-            reports.push(LayerReport { name: name.clone(), weights, bytes, relative_error: quantized.relative_error });
-            if let Some(bias) = bias {
-                shard.dense.push((format!("{name}.bias"), vec![*rows], bias));
-            }
-            shard.packed.push(Packed { name: name.clone(), parts: quantized.parts });
+    let sites = sites(&linears, &moments)?;
+    let total: f64 = linears.iter().map(|(_, rows, columns, _)| (rows * columns) as f64).sum();
+    // Layers of a block do not depend on each other in one pass, so all of them run at once. What earlier blocks left of their budget, or
+    // took too much, is shared by size.
+    let share = options.rate / 8.0 + *carry / total;
+    let done = linears
+        .par_iter()
+        .zip(&sites)
+        .with_max_len(1)
+        .map(|((name, rows, columns, bias), site)| {
+            let linear = model.weights.linear(name, *rows, *columns, *bias).map_err(QuantizeError::Weights)?;
+            let Matrix::Dense(weight) = &linear.matrix else {
+                return Err(QuantizeError::Packed { name: name.clone() });
+            };
+            let weight = dense_values(weight, &format!("{name}.weight"))?;
+            let bias = linear.bias.map(|b| dense_values(&b, &format!("{name}.bias"))).transpose()?;
+            let budget = share * weight.len() as f64;
+            let quantized = quantize_matrix(name, &weight, site, coder, budget.max(0.0) as u64, options.seed)?;
+            Ok((quantized, bias))
+        })
+        .collect::<Result<Vec<_>, QuantizeError>>()?;
+    for ((name, rows, columns, _), (quantized, bias)) in linears.into_iter().zip(done) {
+        let bytes = stored_bytes(&quantized.parts);
+        let weights = (rows * columns) as u64;
+        *carry += options.rate * weights as f64 / 8.0 - bytes as f64;
+        reports.push(LayerReport { name: name.clone(), weights, bytes, relative_error: quantized.relative_error });
+        if let Some(bias) = bias {
+            shard.dense.push((format!("{name}.bias"), vec![rows], bias));
         }
+        shard.packed.push(Packed { name, parts: quantized.parts });
     }
     let prefix = format!("model.layers.{index}");
     let mut norms = vec![("input_layernorm", config.hidden), ("post_attention_layernorm", config.hidden)];
