@@ -60,92 +60,96 @@ pub(crate) fn whiten(weight: &[f32], factor: &[f32], n: usize) -> Vec<f32> {
     target
 }
 
+/// The skeleton of successive cancellation over the columns of `target` (`Y^T`, `n x rows`): `quantize(j, y, v)` writes into `v` the reconstruction
+/// of column `j` of W for the residual `y` (about `L_jj W_j`). Returns the reconstruction, transposed.
+pub(crate) fn successive(mut target: Vec<f32>, factor: &[f32], n: usize, mut quantize: impl FnMut(usize, &[f32], &mut [f32])) -> Vec<f32> {
+    let a = target.len() / n.max(1);
+    let mut reconstruction = vec![0f32; n * a];
+    for first in (0..n).step_by(BLOCK).rev() {
+        let last = (first + BLOCK).min(n);
+        for j in (first..last).rev() {
+            let y = &mut target[j * a..][..a];
+            for i in j + 1..last {
+                let factor = factor[i * n + j];
+                y.iter_mut().zip(&reconstruction[i * a..]).for_each(|(y, v)| *y -= v * factor);
+            }
+            quantize(j, y, &mut reconstruction[j * a..][..a]);
+        }
+        let done = linalg::view(&factor[first * n..last * n], last - first, n).subcols(0, first);
+        let block = linalg::view(&reconstruction[first * a..last * a], last - first, a);
+        linalg::product(&mut target[..first * a], Accum::Add, done.transpose(), block, -1.0);
+    }
+    reconstruction
+}
+
 /// Quantizes the columns of `target` (`Y^T`, `n x rows`).
-pub(crate) fn cancel(mut target: Vec<f32>, problem: &Problem, coder: &Coder, plan: &Plan) -> Outcome {
+pub(crate) fn cancel(target: Vec<f32>, problem: &Problem, coder: &Coder, plan: &Plan) -> Outcome {
     let (n, factor, rows) = (problem.n, problem.factor, problem.row_scale);
     let a = rows.len();
     let cap = EXCEPTION_BITS * problem.lambda;
-    let mut reconstruction = vec![0f32; n * a];
     let mut outcome = Outcome {
         widths: vec![0; n],
         columns: (0..n).map(|_| None).collect(),
         values: vec![0.0; n * a],
         scale: vec![0.0; n],
         outliers: Vec::new(),
-        distortion: Vec::new(),
+        distortion: if matches!(plan, Plan::Search) { vec![[0.0; WIDTHS.len()]; n] } else { Vec::new() },
     };
-    if matches!(plan, Plan::Search) {
-        outcome.distortion = vec![[0.0; WIDTHS.len()]; n];
-    }
     let mut x = vec![0f32; a];
     let mut weight = vec![0f32; a];
-    for first in (0..n).step_by(BLOCK).rev() {
-        let last = (first + BLOCK).min(n);
-        for j in (first..last).rev() {
-            let (y, _) = target[j * a..].split_at_mut(a);
-            for i in j + 1..last {
-                let factor = factor[i * n + j];
-                y.iter_mut().zip(&reconstruction[i * a..]).for_each(|(y, v)| *y -= v * factor);
-            }
-            let energy = mean_square(y.iter().copied());
-            let spread = mean_square(y.iter().zip(rows).map(|(y, r)| y / r)).sqrt() as f32;
-            if spread == 0.0 || !spread.is_finite() {
-                continue;
-            }
-            for r in 0..a {
-                weight[r] = rows[r] * spread;
-                x[r] = y[r] / weight[r];
-            }
-            let (width, padded, room) = match plan {
-                Plan::Search => {
-                    let distortion = coder.distortions(&x, &weight, energy, cap);
-                    let cost = |slot: usize| distortion[slot] + problem.lambda * WIDTHS[slot] as f64;
-                    let slot = (0..WIDTHS.len()).min_by(|&a, &b| cost(a).total_cmp(&cost(b))).expect("there are widths");
-                    outcome.distortion[j] = distortion;
-                    (WIDTHS[slot], a, usize::MAX)
-                }
-                Plan::Fixed { widths, padded, exceptions } => (widths[j], *padded, exceptions.saturating_sub(outcome.outliers.len())),
-            };
-            let encoded = coder.encode(width, &x, padded, &weight, cap);
-            let pivot = factor[j * n + j];
-            let v = &mut reconstruction[j * a..][..a];
-            let made_before = outcome.outliers.len();
-            let (mut dot, mut norm) = (0f64, 0f64);
-            for r in 0..a {
-                let coded = encoded.values[r] * encoded.stretch * weight[r];
-                let far = width <= 8 && ((y[r] - coded) as f64).powi(2) > cap && outcome.outliers.len() - made_before < room;
-                if far {
-                    outcome.outliers.push(Outlier { row: r, column: j, difference: 0.0 });
-                } else {
-                    dot += coded as f64 * y[r] as f64;
-                    norm += (coded as f64).powi(2);
-                }
-            }
-            let gain = if width == 16 {
-                1.0
-            } else if norm > 0.0 {
-                (dot / norm) as f32
-            } else {
-                0.0
-            };
-            let scale = gain * encoded.stretch * spread / pivot;
-            for r in 0..a {
-                v[r] = encoded.values[r] * rows[r] * scale;
-            }
-            for outlier in &mut outcome.outliers[made_before..] {
-                let exact = y[outlier.row] / pivot;
-                outlier.difference = exact - v[outlier.row];
-                v[outlier.row] = exact;
-            }
-            outcome.widths[j] = width;
-            outcome.scale[j] = scale;
-            outcome.values[j * a..][..a].copy_from_slice(&encoded.values);
-            outcome.columns[j] = encoded.column;
+    successive(target, factor, n, |j, y, v| {
+        let energy = mean_square(y.iter().copied());
+        let spread = mean_square(y.iter().zip(rows).map(|(y, r)| y / r)).sqrt() as f32;
+        if spread == 0.0 || !spread.is_finite() {
+            return;
         }
-        let done = linalg::view(&factor[first * n..last * n], last - first, n).subcols(0, first);
-        let block = linalg::view(&reconstruction[first * a..last * a], last - first, a);
-        linalg::product(&mut target[..first * a], Accum::Add, done.transpose(), block, -1.0);
-    }
+        for r in 0..a {
+            weight[r] = rows[r] * spread;
+            x[r] = y[r] / weight[r];
+        }
+        let (width, padded, room) = match plan {
+            Plan::Search => {
+                let distortion = coder.distortions(&x, &weight, energy, cap);
+                let cost = |slot: usize| distortion[slot] + problem.lambda * WIDTHS[slot] as f64;
+                let slot = (0..WIDTHS.len()).min_by(|&a, &b| cost(a).total_cmp(&cost(b))).expect("there are widths");
+                outcome.distortion[j] = distortion;
+                (WIDTHS[slot], a, usize::MAX)
+            }
+            Plan::Fixed { widths, padded, exceptions } => (widths[j], *padded, exceptions.saturating_sub(outcome.outliers.len())),
+        };
+        let encoded = coder.encode(width, &x, padded, &weight, cap);
+        let made_before = outcome.outliers.len();
+        let (mut dot, mut norm) = (0f64, 0f64);
+        for r in 0..a {
+            let coded = encoded.values[r] * encoded.stretch * weight[r];
+            let far = width <= 8 && ((y[r] - coded) as f64).powi(2) > cap;
+            if far && outcome.outliers.len() - made_before < room {
+                outcome.outliers.push(Outlier { row: r, column: j, difference: 0.0 });
+            } else {
+                dot += coded as f64 * y[r] as f64;
+                norm += (coded as f64).powi(2);
+            }
+        }
+        let gain = match width {
+            16 => 1.0,
+            _ if norm > 0.0 => (dot / norm) as f32,
+            _ => 0.0,
+        };
+        let pivot = factor[j * n + j];
+        let scale = gain * encoded.stretch * spread / pivot;
+        for r in 0..a {
+            v[r] = encoded.values[r] * rows[r] * scale;
+        }
+        for outlier in &mut outcome.outliers[made_before..] {
+            let exact = y[outlier.row] / pivot;
+            outlier.difference = exact - v[outlier.row];
+            v[outlier.row] = exact;
+        }
+        outcome.widths[j] = width;
+        outcome.scale[j] = scale;
+        outcome.values[j * a..][..a].copy_from_slice(&encoded.values);
+        outcome.columns[j] = encoded.column;
+    });
     outcome
 }
 
