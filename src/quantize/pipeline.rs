@@ -7,7 +7,7 @@ use super::layer::quantize_matrix;
 use super::site::Site;
 use super::statistics::{BlockMoments, Collector};
 use super::{LayerReport, Options, Progress, QuantizeError, Report};
-use crate::format::{finish_folder, shard_is_complete, stored_bytes, Packed, Shard};
+use crate::format::{finish_folder, shard_is_complete, stored_bytes, Packed, Shard, Table8};
 use crate::hub::Opened;
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
@@ -239,5 +239,5 @@ fn push_dense(shard: &mut Shard, model: &Opened, name: &str, size: usize) -> Res
 
 fn push_table(shard: &mut Shard, name: &str, values: &[f32], config: &Config) {
     let (q, scales, unit) = Rows8::quantize(values, config.hidden);
-    shard.rows8.push((name.to_owned(), config.vocab, config.hidden, q, scales, unit));
+    shard.tables.push(Table8 { name: name.to_owned(), rows: config.vocab, columns: config.hidden, values: q, scales, unit });
 }
