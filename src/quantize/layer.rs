@@ -295,33 +295,6 @@ mod tests {
     }
 
     #[test]
-    fn timing() {
-        for (rows, n) in [(576, 576), (1536, 576), (576, 1536)] {
-            let t = std::time::Instant::now();
-            let (weight, sigma) = (gaussian(rows * n, 3), covariance(n));
-            println!("{rows} {n} setup {:?}", t.elapsed());
-            let t = std::time::Instant::now();
-            let site = Site::new("test", &sigma, &sigma).unwrap();
-            println!("site {:?}", t.elapsed());
-            let coder = Coder::new(Arc::new(CodeSet::scalar()));
-            let t = std::time::Instant::now();
-            let q = quantize_matrix("test", &weight, &site, &coder, bytes(3.0, rows * n), 0).unwrap();
-            println!("matrix {:?} {}", t.elapsed(), q.relative_error);
-            let x = gaussian(4096 * n, 1);
-            let mut g = vec![0f32; n * n];
-            let t = std::time::Instant::now();
-            linalg::add_gram(&mut g, &x, n);
-            println!("gram {:?} {} GFLOPS", t.elapsed(), (4096 * n * n) as f64 / t.elapsed().as_secs_f64() / 1e9);
-            let y = gaussian(4096 * 2048, 1);
-            let z = candle_core::Tensor::from_vec(y, (4096, 2048), &candle_core::Device::Cpu).unwrap();
-            let w = z.narrow(0, 0, 2048).unwrap();
-            let t = std::time::Instant::now();
-            z.matmul(&w.t().unwrap()).unwrap();
-            println!("candle {:?} {} GFLOPS", t.elapsed(), 2.0 * (4096f64 * 2048. * 2048.) / t.elapsed().as_secs_f64() / 1e9);
-        }
-    }
-
-    #[test]
     fn damaged_values_are_refused_by_name() {
         let (rows, n) = (16, 16);
         let mut sigma = covariance(n);
