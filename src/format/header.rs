@@ -95,7 +95,8 @@ fn place_of_sum(header: &[u8]) -> Option<Range<usize>> {
 /// Parses and checks the header of a whole file.
 pub(crate) fn parse(path: &Path, file: &[u8]) -> Result<Header, FormatError> {
     let damaged = |why: String| FormatError::Header { path: path.to_owned(), why };
-    let prefix: [u8; 8] = file.get(..8).and_then(|b| b.try_into().ok()).ok_or_else(|| damaged(format!("the file has {} bytes", file.len())))?;
+    let prefix: [u8; 8] =
+        file.get(..8).and_then(|b| b.try_into().ok()).ok_or_else(|| damaged(format!("the file has {} bytes", file.len())))?;
     let length = u64::from_le_bytes(prefix);
     let end = usize::try_from(length).ok().and_then(|l| l.checked_add(8)).filter(|&end| end <= file.len() && end <= LONGEST);
     let end = end.ok_or_else(|| damaged(format!("a header of {length} bytes in a file of {} bytes", file.len())))?;

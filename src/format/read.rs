@@ -13,8 +13,7 @@ use ws_kernels::rows8::Rows8;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Ends of the names of a packed matrix' tensors.
-pub(crate) const PACKED_ENDS: [&str; 9] =
-    ["codes", "plan", "scale", "col_scale", "row_scale", "exact", "exc_row", "exc_col", "exc_val"];
+pub(crate) const PACKED_ENDS: [&str; 9] = ["codes", "plan", "scale", "col_scale", "row_scale", "exact", "exc_row", "exc_col", "exc_val"];
 const FIELDS: [&str; 3] = ["ws.version", "ws.checksums", "ws.shapes"];
 
 /// One memory-mapped shard with a checked header.
@@ -129,8 +128,7 @@ impl ShardFile {
             Dtype::U32 => self.map[entry.range.clone()].chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
             other => return Err(self.bad(&rows, format!("is {}, must be U16 or U32", other.name()))),
         };
-        let column_values: Vec<u16> =
-            self.bytes(&columns, Dtype::U16)?.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]])).collect();
+        let column_values: Vec<u16> = self.bytes(&columns, Dtype::U16)?.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]])).collect();
         let differences = self.halves(&values)?;
         if rows.len() != column_values.len() || rows.len() != differences.len() {
             return Err(self.bad(&values, "has another length than the exceptions' rows"));
@@ -287,7 +285,8 @@ impl WsModel {
     }
 
     fn sizes(&self) -> Result<Vec<LayerSize>, FormatError> {
-        let names: BTreeSet<(Vec<usize>, &str)> = self.place.keys().filter_map(|n| n.strip_suffix(".codes")).map(|n| (order(n), n)).collect();
+        let names: BTreeSet<(Vec<usize>, &str)> =
+            self.place.keys().filter_map(|n| n.strip_suffix(".codes")).map(|n| (order(n), n)).collect();
         let mut layers = Vec::new();
         for (_, name) in names {
             let shard = self.shard_of(&format!("{name}.codes"))?;
@@ -295,7 +294,8 @@ impl WsModel {
             let geometry = Geometry::new(parts.out_features, &parts.widths)
                 .filter(|g| g.bytes == parts.range.len())
                 .ok_or_else(|| shard.bad(&format!("{name}.codes"), "its size does not fit its shape and plan"))?;
-            let bytes: usize = PACKED_ENDS.iter().filter_map(|end| shard.header.tensors.get(&format!("{name}.{end}"))).map(|e| e.range.len()).sum();
+            let bytes: usize =
+                PACKED_ENDS.iter().filter_map(|end| shard.header.tensors.get(&format!("{name}.{end}"))).map(|e| e.range.len()).sum();
             let mut histogram = BTreeMap::new();
             parts.widths.iter().for_each(|&w| *histogram.entry(w).or_default() += 1);
             layers.push(LayerSize {
@@ -317,8 +317,11 @@ impl WsModel {
     /// It is missing or its tensors do not fit together.
     pub fn matrix(&self, name: &str) -> Result<PackedMatrix, FormatError> {
         let shard = self.shard_of(&format!("{name}.codes"))?;
-        PackedMatrix::new(shard.parts(name)?, self.codes.clone())
-            .map_err(|error| FormatError::Matrix { path: shard.path.clone(), tensor: name.to_owned(), error })
+        PackedMatrix::new(shard.parts(name)?, self.codes.clone()).map_err(|error| FormatError::Matrix {
+            path: shard.path.clone(),
+            tensor: name.to_owned(),
+            error,
+        })
     }
 
     /// True if this name is stored packed.
@@ -338,8 +341,11 @@ impl WsModel {
         let [rows, columns] = entry.shape[..] else { return Err(shard.bad(&tensor, "must have two dimensions")) };
         let scales = shard.halves(&format!("{name}.q8_scale"))?;
         let unit = shard.one_float(&format!("{name}.q8_unit"))?;
-        Rows8::new(rows, columns, shard.map(), entry.range.clone(), scales, unit)
-            .map_err(|error| FormatError::Matrix { path: shard.path.clone(), tensor: name.to_owned(), error })
+        Rows8::new(rows, columns, shard.map(), entry.range.clone(), scales, unit).map_err(|error| FormatError::Matrix {
+            path: shard.path.clone(),
+            tensor: name.to_owned(),
+            error,
+        })
     }
 
     /// True if this name is stored as an 8-bit table.

@@ -38,7 +38,11 @@ pub(crate) fn run(model: &Opened, options: &Options, dir: &Path, progress: &mut 
     };
     let shards = config.layers + 1;
     let shard_path = |i: usize| format!("model-{:05}-of-{shards:05}.safetensors", i + 1);
-    while checkpoint.state.blocks.len() > 0 && !shard_is_complete(&checkpoint.folder.join(shard_path(checkpoint.state.blocks.len() - 1))) {
+    // A machine that went down may have kept the state but not the shard.
+    while let Some(last) = checkpoint.state.blocks.len().checked_sub(1) {
+        if shard_is_complete(&checkpoint.folder.join(shard_path(last))) {
+            break;
+        }
         checkpoint.state.blocks.pop();
     }
 
