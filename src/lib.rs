@@ -6,11 +6,15 @@
 //! * [`runtime`]: a loaded model: prefill, decode, sampling, chat template, stopping.
 //! * [`eval`]: perplexity and benchmarks.
 //! * [`sampling`]: from logits to the next token; knows no model.
+//! * [`text`]: text files.
+//! * [`progress`]: progress of long work on stderr.
 //! * [`cli`]: one file a subcommand: arguments and printing only.
 pub mod cli;
 pub mod eval;
 pub mod format;
 pub mod hub;
+pub mod progress;
 pub mod quantize;
 pub mod runtime;
 pub mod sampling;
+pub mod text;

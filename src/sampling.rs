@@ -18,7 +18,7 @@ pub struct Sampling {
     pub top_p: f32,
     /// Drops tokens that are less likely than `p` times the most likely one; 0 keeps all.
     pub min_p: f32,
-    /// Seed of the generator; equal seeds and logits give equal tokens on every machine.
+    /// Seed of the generator; equal seeds and logits give equal tokens.
     pub seed: u64,
 }
 
@@ -133,7 +133,7 @@ impl Sampler {
         candidates.clear();
         candidates.extend(logits.iter().zip(0..).map(|(l, id)| (((l - max) / temperature).exp(), id)));
         // The most likely token has weight 1, so min-p is a bound on the weight; it comes last, but bounds commute with taking the top.
-        let sorted = match top_k {
+        let in_order = match top_k {
             Some(k) if k < candidates.len() => {
                 candidates.select_nth_unstable_by(k - 1, descending);
                 candidates.truncate(k);
@@ -146,7 +146,7 @@ impl Sampler {
         }
         candidates.retain(|(w, _)| *w > 0.0 && *w >= min_p);
         // Selection leaves an order that depends on the library; the draw walks the candidates in the order of ids.
-        if !sorted || top_p < 1.0 {
+        if !in_order || top_p < 1.0 {
             candidates.sort_unstable_by_key(|(_, id)| *id);
         }
     }

@@ -72,6 +72,8 @@ pub mod wikitext {
     pub enum Split {
         /// x
         Train,
+        /// x
+        Test,
     }
     /// stub
     pub fn text(_s: Split) -> Result<String, super::HubError> {

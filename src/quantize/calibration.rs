@@ -16,7 +16,7 @@ pub(crate) fn sequences(model: &Opened, options: &Options, progress: &mut dyn Fn
     match &options.calibration {
         Calibration::SelfGenerated => self_generated(model, options, progress),
         Calibration::File(path) => {
-            let text = std::fs::read_to_string(path).map_err(|error| QuantizeError::Read { path: path.clone(), error })?;
+            let text = crate::text::read(path).map_err(|error| QuantizeError::Read { path: path.clone(), error })?;
             from_text(model, options, &text, &path.display().to_string())
         }
         Calibration::Wikitext2 => {

@@ -54,7 +54,7 @@ pub enum RuntimeError {
     #[error(transparent)]
     Weights(ws_models::weights::WeightError),
     /// A tensor operation failed.
-    #[error("tensor operation: {0}")]
+    #[error("a tensor operation failed")]
     Tensor(#[from] candle_core::Error),
     /// The tokenizer failed.
     #[error("tokenizer: {0}")]

@@ -1,0 +1,47 @@
+//! From a model's name to the loaded model.
+use super::{interrupt, output};
+use crate::hub::{self, Opened, Source};
+use crate::progress::Progress;
+use crate::quantize::{self, Options, Report};
+use crate::runtime::TextModel;
+use anyhow::Context;
+use std::path::Path;
+
+/// Loads a model for inference; ALIAS-wsR without a packed copy is quantized first. `dense` expands packed weights.
+pub(super) fn load(name: &str, dense: bool, context: Option<usize>) -> anyhow::Result<TextModel> {
+    let source = packed(hub::resolve(name)?)?;
+    let opened = if dense { source.open_dense() } else { source.open() }?;
+    let mut model = TextModel::load(opened).with_context(|| format!("cannot load {name}"))?;
+    if let Some(context) = context {
+        model.set_context(context)?;
+    }
+    Ok(model)
+}
+
+/// The source itself, or the packed copy that is made now and kept.
+pub(super) fn packed(source: Source) -> anyhow::Result<Source> {
+    let Source::WsOnLoad { base, rate, dir } = source else { return Ok(source) };
+    output::note(&format!("quantizing to {rate} bits a weight into {} (once; kept for the next time)", dir.display()));
+    quantize_into(&base.open()?, &Options::new(rate), &dir)?;
+    Ok(Source::Ws(dir))
+}
+
+/// Quantizes with progress on stderr, and says after Ctrl-C how to go on.
+pub(super) fn quantize_into(opened: &Opened, options: &Options, dir: &Path) -> anyhow::Result<Report> {
+    interrupt::hint(Some(format!("run the same command again to go on; finished blocks are kept in {}.partial", dir.display())));
+    let mut bar: Option<(bool, Progress)> = None;
+    let report = quantize::quantize(opened, options, dir, &mut |progress| {
+        let (calibrating, label, done, total) = match progress {
+            quantize::Progress::Calibration { tokens, total } => (true, "calibration text", tokens, total),
+            quantize::Progress::Blocks { done, total } => (false, "blocks", done as u64, total as u64),
+        };
+        if bar.as_ref().is_none_or(|(stage, _)| *stage != calibrating) {
+            bar = Some((calibrating, Progress::new(label, total)));
+        }
+        if let Some((_, bar)) = &mut bar {
+            bar.set(done, "");
+        }
+    })?;
+    interrupt::hint(None);
+    Ok(report)
+}

@@ -1,0 +1,104 @@
+//! `wsrun quantize`.
+use super::{inspect::Summary, load, output, Usage};
+use crate::format::WsModel;
+use crate::hub::{self, Source};
+use crate::quantize::{Calibration, Options};
+use anyhow::bail;
+use std::path::PathBuf;
+use std::time::Instant;
+
+/// Quantize a model to a given number of stored bits a weight.
+///
+/// Works in DIR.partial and renames it when everything is there; a stopped run goes on where it stopped if the same command is given again.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Args {
+    /// Dense model: folder, GGUF file, Hub repository or alias
+    model: String,
+    /// Stored bits a weight of the linear layers, 1 to 8, every side byte counted
+    #[arg(long, short, value_name = "R", value_parser = rate, allow_negative_numbers = true)]
+    rate: f64,
+    /// Folder to make
+    #[arg(long, short, value_name = "DIR")]
+    out: PathBuf,
+    /// Calibration text: `self` (the model writes it), `wikitext2` (train split through the Hub), or a UTF-8 file
+    #[arg(long, default_value = "self", value_name = "TEXT", value_parser = calibration)]
+    calibration: Calibration,
+    /// Calibration sequences [default: 64]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    samples: Option<u32>,
+    /// Tokens of a calibration sequence [default: 256]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
+    context: Option<u32>,
+    /// Seed of everything random
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+const EXAMPLES: &str = "Examples:
+  wsrun quantize smollm2-135m --rate 3 --out smollm2-ws3
+  wsrun quantize meta-llama/Llama-3.2-1B --rate 2.5 --out llama-ws2.5 --calibration wikitext2 --samples 256 --context 2048
+  wsrun quantize ./model.gguf --rate 4 --out model-ws4 --calibration notes.txt";
+
+fn rate(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|r| (1.0..=8.0).contains(r)).ok_or_else(|| "the rate is a number of bits from 1 to 8".into())
+}
+
+fn calibration(text: &str) -> Result<Calibration, String> {
+    match text {
+        "" => Err("give `self`, `wikitext2` or a file".into()),
+        "self" => Ok(Calibration::SelfGenerated),
+        "wikitext2" => Ok(Calibration::Wikitext2),
+        file => Ok(Calibration::File(file.into())),
+    }
+}
+
+pub(super) fn run(args: Args) -> anyhow::Result<()> {
+    if args.out.file_name().is_none() {
+        return Err(Usage(format!("--out must name a new folder, not {:?}", args.out)).into());
+    }
+    // The quantizer refuses it too, but only after the model has been fetched.
+    if args.out.exists() {
+        bail!("{} exists already; remove it or choose another --out", args.out.display());
+    }
+    let source = hub::resolve(&args.model)?;
+    match &source {
+        Source::Ws(dir) => bail!("{} is quantized already: give the dense model", dir.display()),
+        Source::WsOnLoad { rate, .. } => {
+            return Err(Usage(format!(
+                "{} names a model at {rate} bits: give the dense model's name, and the rate with --rate",
+                args.model
+            ))
+            .into());
+        }
+        Source::Folder(_) | Source::Gguf(_) => {}
+    }
+    let defaults = Options::new(args.rate);
+    let options = Options {
+        calibration: args.calibration,
+        samples: args.samples.map_or(defaults.samples, |n| n as usize),
+        context: args.context.map_or(defaults.context, |n| n as usize),
+        seed: args.seed.unwrap_or(defaults.seed),
+        ..defaults
+    };
+    let start = Instant::now();
+    let report = load::quantize_into(&source.open()?, &options, &args.out)?;
+    let seconds = start.elapsed().as_secs_f64();
+    let summary = Summary::new(&args.out, &WsModel::open(&args.out)?)?;
+    if args.json {
+        let mut object = serde_json::to_value(&summary)?;
+        object["out"] = args.out.display().to_string().into();
+        object["seconds"] = seconds.into();
+        object["mean_relative_error"] = report.mean_error().into();
+        return output::print_json(&object);
+    }
+    output::print(&format!(
+        "{}{:.3e} mean relative output error (geometric), {seconds:.0} s\n{}\n",
+        summary.totals(),
+        report.mean_error(),
+        args.out.display()
+    ))
+}
