@@ -121,7 +121,7 @@ impl Rows8 {
                 self.row(r, dense);
             }
             // SAFETY: every piece has its own rows of the output, which has `tokens` tokens.
-            unsafe { multiply_dense(dense, x, tokens, output.pointer(rows.start), self.rows) };
+            unsafe { multiply_dense((dense, self.columns, 1), rows.len(), x, tokens, output.pointer(rows.start), self.rows) };
         });
     }
 

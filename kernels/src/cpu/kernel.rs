@@ -74,15 +74,15 @@ pub(crate) struct Planes<'a> {
     pub factor: f32,
 }
 
-/// Where a row block is written as f32: row `8 lane + i` of the block, columns in run order.
+/// Where a row block is written as f32: column by column in run order, in a column row `i` of lane `l` at `i * lanes + l`.
 pub(crate) struct Dense<'a> {
     /// First element.
     pub out: *mut f32,
-    /// Elements a row.
+    /// Elements from one column to the next.
     pub stride: usize,
     /// One factor a column, padding included.
     pub column: &'a [f32],
-    /// One factor for each of the block's rows.
+    /// One factor for each of the block's `8 lanes` rows, in the order of `out`.
     pub row: &'a [f32],
 }
 
@@ -242,13 +242,13 @@ unsafe fn strip<T: Vector, const PATH: usize, const RAW: usize, const LOCAL: boo
 /// Writes the block as f32.
 ///
 /// # Safety
-/// The CPU must have the instruction set; the block must be readable; `out` must be writable for `row.len()` rows of `stride` elements, with
-/// `column.len() = groups * 512 / row.len()` elements each.
+/// The CPU must have the instruction set; the block must be readable; `row` must have `8 lanes` and `column` `groups * 64 / lanes` elements, and `out` be
+/// writable for as many elements, `stride` from column to column.
 #[inline(always)]
 pub(super) unsafe fn decode<T: Vector, const PATH: usize, const RAW: usize>(block: &Block, dense: &Dense) {
-    let per_vector = dense.column.len() / block.groups;
+    let lanes = dense.row.len() / 8;
     let mut bytes = [[0u8; VECTOR]; 8];
-    for (group, column) in dense.column.chunks_exact(per_vector).enumerate() {
+    for (group, column) in dense.column.chunks_exact(VECTOR / lanes).enumerate() {
         for part in 0..VECTOR / T::BYTES {
             let at = part * T::BYTES;
             let unit = block.codes.add(group * (PATH + RAW) * VECTOR + at);
@@ -256,15 +256,25 @@ pub(super) unsafe fn decode<T: Vector, const PATH: usize, const RAW: usize>(bloc
             rows4::<T, PATH, RAW, false, 8, 0>(unit, previous, block.tables, |j, w| T::store(bytes[j].as_mut_ptr().add(at), w));
             rows4::<T, PATH, RAW, false, 8, 4>(unit, previous, block.tables, |j, w| T::store(bytes[4 + j].as_mut_ptr().add(at), w));
         }
-        for (i, bytes) in bytes.iter().enumerate() {
-            for (q, four) in bytes.as_chunks::<4>().0.iter().enumerate() {
-                let (lane, c) = (4 * q / per_vector, 4 * q % per_vector);
-                let factor = dense.row[8 * lane + i];
-                let out = dense.out.add((8 * lane + i) * dense.stride + group * per_vector + c);
-                let scales = column.as_ptr().add(c);
-                let values: [f32; 4] = std::array::from_fn(|k| (i32::from(four[k]) - 128) as f32 * factor * *scales.add(k));
-                out.cast::<[f32; 4]>().write_unaligned(values);
-            }
+        let out = dense.out.add(group * column.len() * dense.stride);
+        match lanes {
+            16 => write_columns::<16, 4>(&bytes, column, dense, out),
+            8 => write_columns::<8, 8>(&bytes, column, dense, out),
+            4 => write_columns::<4, 16>(&bytes, column, dense, out),
+            2 => write_columns::<2, 32>(&bytes, column, dense, out),
+            _ => write_columns::<1, 64>(&bytes, column, dense, out),
+        }
+    }
+}
+
+/// The columns of one group from its row vectors.
+#[inline(always)]
+unsafe fn write_columns<const LANES: usize, const COLUMNS: usize>(bytes: &[[u8; VECTOR]; 8], column: &[f32], dense: &Dense, out: *mut f32) {
+    for (i, (bytes, row)) in bytes.iter().zip(dense.row.as_chunks::<LANES>().0).enumerate() {
+        let lanes = bytes.as_chunks::<COLUMNS>().0;
+        for (c, scale) in column.iter().enumerate().take(COLUMNS) {
+            let values: [f32; LANES] = std::array::from_fn(|l| (i32::from(lanes[l][c]) - 128) as f32 * row[l] * scale);
+            out.add(c * dense.stride + i * LANES).cast::<[f32; LANES]>().write_unaligned(values);
         }
     }
 }

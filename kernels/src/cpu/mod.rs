@@ -133,8 +133,8 @@ impl Kernels {
     /// Writes a block as f32.
     ///
     /// # Safety
-    /// As for [`Kernels::dot`], previous vectors of local codes too (their values do not matter); `dense.out` must be writable for `row.len()` rows
-    /// of `stride` elements, with `column.len() = groups * 512 / row.len()` elements each.
+    /// As for [`Kernels::dot`], previous vectors of local codes too (their values do not matter); `dense.row` must have `8 lanes` and `dense.column`
+    /// `groups * 64 / lanes` elements, and `dense.out` be writable for as many, `stride` from column to column.
     pub unsafe fn decode(&self, block: &Block, dense: &Dense) {
         (self.decode)(block, dense)
     }
@@ -244,5 +244,77 @@ pub(crate) fn select(isa: Isa, code: Option<&LinearCode>) -> Kernels {
         Isa::Avx512 => avx512_kernels::select(code),
         #[cfg(not(target_arch = "x86_64"))]
         _ => unreachable!("not available"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::VECTOR;
+    use rand::{Rng, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
+    kernels!(portable32_kernels, portable::Portable<32>);
+    kernels!(portable64_kernels, portable::Portable<64>);
+
+    fn random_code(rng: &mut ChaCha8Rng, path_bits: u8, raw_bits: u8, index_bits: u8) -> LinearCode {
+        let positions = 8 / usize::from(path_bits);
+        let mut masks = || (0..positions).map(|_| (0..index_bits).map(|_| rng.random()).collect()).collect();
+        let (a, c) = (masks(), masks());
+        let levels = (0..positions).map(|_| (0..1 << (raw_bits + index_bits)).map(|_| rng.random_range(-127..=127)).collect()).collect();
+        LinearCode { path_bits, raw_bits, index_bits, a, c, levels, unit: 1.0 }
+    }
+
+    /// Every instruction set and vector width against the narrowest portable one, which the tests of whole matrices check against the definition.
+    fn compare(rng: &mut ChaCha8Rng, code: Option<&LinearCode>) {
+        let width = code.map_or(8, |c| usize::from(c.bits()));
+        let groups = rng.random_range(1..80);
+        let mut bytes = |len: usize| (0..len).map(|_| rng.random::<u8>()).collect::<Vec<u8>>();
+        let (codes, previous) = (bytes(groups * width * VECTOR), bytes(groups * VECTOR));
+        let tables = Tables::new(code);
+        let block = Block { codes: codes.as_ptr(), groups, previous: previous.as_ptr(), previous_step: VECTOR, tables: &tables };
+        let mut paths = vec![portable32_kernels::select(code), portable64_kernels::select(code)];
+        paths.extend(Isa::ALL.into_iter().filter(|isa| isa.is_available()).map(|isa| select(isa, code)));
+        for step in [4, VECTOR] {
+            let mut plane = || (0..groups * step).map(|_| rng.random_range(-64i8..64) as u8).collect::<Vec<u8>>();
+            let (high, low) = (plane(), plane());
+            let planes = Planes { high: &high, low: &low, step, start: [[-5; 16], [7; 16]], factor: 0.25 };
+            let product = |kernels: &Kernels| {
+                let mut out: Partial = [[1.0; 16]; 8];
+                // SAFETY: `codes` has `groups` units of the code, `previous` and the planes have `groups` vectors.
+                unsafe { kernels.dot(&block, &planes, &mut out) };
+                out
+            };
+            let expected = product(&portable_kernels::select(code));
+            assert!(paths.iter().all(|kernels| product(kernels) == expected), "{code:?}");
+        }
+        for lanes in [1, 2, 4, 8, 16] {
+            let column: Vec<f32> = (0..groups * VECTOR / lanes).map(|_| rng.random_range(0.5..2.0)).collect();
+            let row: Vec<f32> = (0..8 * lanes).map(|_| rng.random_range(0.5..2.0)).collect();
+            let decoded = |kernels: &Kernels| {
+                let mut out = vec![0.0; column.len() * row.len()];
+                let dense = Dense { out: out.as_mut_ptr(), stride: row.len(), column: &column, row: &row };
+                // SAFETY: as above, and `out` holds all columns.
+                unsafe { kernels.decode(&block, &dense) };
+                out
+            };
+            let expected = decoded(&portable_kernels::select(code));
+            assert!(paths.iter().all(|kernels| decoded(kernels) == expected), "{code:?}, {lanes} lanes");
+        }
+    }
+
+    #[test]
+    fn all_vector_widths_agree() {
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        for (path_bits, raw_bits) in [(1, 0), (1, 1), (1, 2), (1, 3), (1, 4), (1, 5), (2, 0), (2, 1), (2, 2), (2, 3), (2, 4)] {
+            for index_bits in 1..=8 - raw_bits {
+                let code = random_code(&mut rng, path_bits, raw_bits, index_bits);
+                compare(&mut rng, Some(&code));
+            }
+        }
+        for bits in 1..=6 {
+            compare(&mut rng, Some(&LinearCode::scalar(bits)));
+        }
+        compare(&mut rng, None);
     }
 }
