@@ -1,6 +1,6 @@
 //! Instruction-set paths of the products; `portable` is the oracle.
 //!
-//! One definition ([`kernel`]) over byte vectors is compiled for each instruction set with that set enabled; [`select`] picks the functions for
+//! One definition (`kernel`) over byte vectors is compiled for each instruction set with that set enabled; `select` picks the functions for
 //! a run once, when a matrix is made.
 mod kernel;
 mod portable;
