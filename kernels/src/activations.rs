@@ -6,6 +6,9 @@ use std::ops::Range;
 /// Largest quantized activation: the high plane stays within -63..=63.
 const TOP: f32 = 8127.0;
 
+/// Largest activation of a run that counts as zero: its quantization step would not be a normal number.
+const SMALLEST: f32 = f32::MIN_POSITIVE * TOP;
+
 /// A run whose largest activation is more than this many times the root of the mean square gets a second pass over what the first one left:
 /// one pass would be off by more than `20 / (TOP sqrt(12))` = 7e-4 of the run's product.
 const OUTLIER: f32 = 20.0;
@@ -49,11 +52,13 @@ impl Activations {
             // The product is not a number, whatever the levels.
             values.fill(0.0);
             self.pass(run, lanes, &mut values, 0.0, f32::NAN);
-        } else if largest > f32::MIN_POSITIVE * TOP {
+        } else if largest > SMALLEST {
             self.pass(run, lanes, &mut values, largest, factor);
             if outliers {
-                let (largest, _) = spread(&values);
-                self.pass(run, lanes, &mut values, largest, factor);
+                let (rest, _) = spread(&values);
+                if rest > SMALLEST {
+                    self.pass(run, lanes, &mut values, rest, factor);
+                }
             }
         }
         self.values = values;
@@ -92,34 +97,37 @@ impl Activations {
             *v -= step * (rounded - ROUND);
             rounded.to_bits() as i32 - ROUND.to_bits() as i32
         }));
+        let (high, high_start) = self.plane(lanes, |q| (q - low_part(q)) >> 7);
+        let (low, low_start) = self.plane(lanes, low_part);
+        let bytes = if lanes >= 8 { VECTOR / lanes } else { VECTOR };
+        self.inputs.push(Input { run, high, low, step: bytes, start: [high_start, low_start], factor: factor * step });
+    }
+
+    /// Appends one plane of the quantized values. Returns its place and where its integer sums start.
+    fn plane(&mut self, lanes: usize, part: impl Fn(i32) -> i32) -> (Range<usize>, [i32; 16]) {
         let columns = VECTOR / lanes;
-        let mut start = [[0; 16]; 2];
-        let mut plane = |part: fn(i32) -> i32, start: &mut [i32; 16]| {
-            let from = self.planes.len();
-            if lanes == 16 {
-                self.planes.extend(self.quantized.iter().map(|q| part(*q) as u8));
-                *start = [-128 * self.quantized.iter().map(|q| part(*q)).sum::<i32>(); 16];
-            } else {
-                for group in self.quantized.chunks_exact(columns) {
-                    let first = self.planes.len();
-                    self.planes.extend(group.iter().map(|q| part(*q) as u8));
-                    for (start, four) in start.iter_mut().zip(group.as_chunks::<4>().0) {
-                        *start -= 128 * four.iter().map(|q| part(*q)).sum::<i32>();
-                    }
-                    for _ in 1..lanes {
-                        self.planes.extend_from_within(first..first + columns);
-                    }
-                }
-                for i in columns / 4..16 {
-                    start[i] = start[i % (columns / 4)];
-                }
+        let from = self.planes.len();
+        let mut sums = [0; VECTOR];
+        let mut add = |chunk: &[i32]| sums.iter_mut().zip(chunk).for_each(|(sum, q)| *sum += part(*q));
+        if lanes >= 8 {
+            self.planes.extend(self.quantized.iter().map(|q| part(*q) as u8));
+            let (body, tail) = self.quantized.as_chunks::<8>();
+            body.iter().for_each(|chunk| add(chunk));
+            add(tail);
+        } else {
+            for group in self.quantized.chunks_exact(columns) {
+                add(group);
+                let first = self.planes.len();
+                self.planes.extend(group.iter().map(|q| part(*q) as u8));
+                (1..lanes).for_each(|_| self.planes.extend_from_within(first..first + columns));
             }
-            from..self.planes.len()
-        };
-        let high = plane(|q| (q - low_part(q)) >> 7, &mut start[0]);
-        let low = plane(low_part, &mut start[1]);
-        let step_bytes = if lanes == 16 { 4 } else { VECTOR };
-        self.inputs.push(Input { run, high, low, step: step_bytes, start, factor: factor * step });
+        }
+        // Sums by column; a 32-bit lane of a vector has four columns.
+        let mut start = [0; 16];
+        for (c, sum) in sums.iter().enumerate() {
+            (c % columns / 4..16).step_by(columns / 4).for_each(|lane| start[lane] -= 128 * sum);
+        }
+        (from..self.planes.len(), start)
     }
 }
 

@@ -26,6 +26,8 @@ pub(super) trait Vector {
     unsafe fn store(p: *mut u8, v: Self::V);
     /// The same 4 bytes in every 32-bit lane.
     unsafe fn repeat4(p: *const u8) -> Self::V;
+    /// The same 8 bytes in every 64-bit lane.
+    unsafe fn repeat8(p: *const u8) -> Self::V;
     unsafe fn load_sums(p: *const i32) -> Self::Sums;
     unsafe fn store_sums(p: *mut i32, sums: Self::Sums);
     /// Adds the products of four unsigned bytes of `w` and four signed bytes of `x` (-64 to 63) to each sum.
@@ -66,7 +68,7 @@ pub(crate) struct Planes<'a> {
     pub high: &'a [u8],
     /// Low 7-bit plane.
     pub low: &'a [u8],
-    /// Bytes a column group in each plane: 4 (one set of 4 columns for all lanes) or 64.
+    /// Bytes a column group in each plane: 4 or 8 (the columns once for all 16 or 8 lanes) or 64 (once for each lane).
     pub step: usize,
     /// Where the integer sums of either plane start: -128 times the sum of its activations, because levels are stored with 128 added.
     pub start: [[i32; 16]; 2],
@@ -212,10 +214,11 @@ unsafe fn strip<T: Vector, const PATH: usize, const RAW: usize, const LOCAL: boo
                 T::prefetch(unit.wrapping_add(PREFETCH + v * VECTOR));
             }
         }
-        let (high, low) = if x.step == 4 {
-            (T::repeat4(x.high.as_ptr().add(4 * group)), T::repeat4(x.low.as_ptr().add(4 * group)))
-        } else {
-            (T::load(x.high.as_ptr().add(VECTOR * group + at)), T::load(x.low.as_ptr().add(VECTOR * group + at)))
+        let (high, low) = (x.high.as_ptr().add(x.step * group), x.low.as_ptr().add(x.step * group));
+        let (high, low) = match x.step {
+            4 => (T::repeat4(high), T::repeat4(low)),
+            8 => (T::repeat8(high), T::repeat8(low)),
+            _ => (T::load(high.add(at)), T::load(low.add(at))),
         };
         rows4::<T, PATH, RAW, LOCAL, BITS, R0>(unit, previous, block.tables, |j, w| {
             acc[j][0] = T::dot(acc[j][0], w, high);

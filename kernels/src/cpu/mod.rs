@@ -275,7 +275,7 @@ mod tests {
         let block = Block { codes: codes.as_ptr(), groups, previous: previous.as_ptr(), previous_step: VECTOR, tables: &tables };
         let mut paths = vec![portable32_kernels::select(code), portable64_kernels::select(code)];
         paths.extend(Isa::ALL.into_iter().filter(|isa| isa.is_available()).map(|isa| select(isa, code)));
-        for step in [4, VECTOR] {
+        for step in [4, 8, VECTOR] {
             let mut plane = || (0..groups * step).map(|_| rng.random_range(-64i8..64) as u8).collect::<Vec<u8>>();
             let (high, low) = (plane(), plane());
             let planes = Planes { high: &high, low: &low, step, start: [[-5; 16], [7; 16]], factor: 0.25 };

@@ -30,6 +30,11 @@ macro_rules! portable {
                 std::array::from_fn(|i| four[i % 4])
             }
             #[inline(always)]
+            unsafe fn repeat8(p: *const u8) -> Self::V {
+                let eight = p.cast::<[u8; 8]>().read_unaligned();
+                std::array::from_fn(|i| eight[i % 8])
+            }
+            #[inline(always)]
             unsafe fn load_sums(p: *const i32) -> Self::Sums {
                 p.cast::<Self::Sums>().read_unaligned()
             }

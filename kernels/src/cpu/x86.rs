@@ -58,6 +58,10 @@ macro_rules! avx2_common {
             _mm256_set1_epi32(p.cast::<i32>().read_unaligned())
         }
         #[inline(always)]
+        unsafe fn repeat8(p: *const u8) -> __m256i {
+            _mm256_set1_epi64x(p.cast::<i64>().read_unaligned())
+        }
+        #[inline(always)]
         unsafe fn load_sums(p: *const i32) -> __m256i {
             _mm256_loadu_si256(p.cast())
         }
@@ -158,6 +162,10 @@ impl Vector for Avx512 {
     #[inline(always)]
     unsafe fn repeat4(p: *const u8) -> __m512i {
         _mm512_set1_epi32(p.cast::<i32>().read_unaligned())
+    }
+    #[inline(always)]
+    unsafe fn repeat8(p: *const u8) -> __m512i {
+        _mm512_set1_epi64(p.cast::<i64>().read_unaligned())
     }
     #[inline(always)]
     unsafe fn load_sums(p: *const i32) -> __m512i {
