@@ -1,12 +1,27 @@
 //! Names to files, and dense weights and tokenizers from them.
-use std::path::PathBuf;
+//!
+//! * `names`: what a user types; `fetch`: the Hub; [`wikitext`]: its text.
+//! * `folder`, `gguf`, `packed`: weights from safetensors, GGUF and .ws.
+//! * `tokenizer`, `gguf_tokenizer`: tokenizers, BOS rules and chat templates.
+use candle_core::{DType, Tensor};
+use std::path::{Path, PathBuf};
 use tokenizers::Tokenizer;
 use ws_models::config::Config;
 use ws_models::weights::Weights;
 
-/// Why a name leads to no model; names the nearest names or the fix.
-#[derive(Debug, thiserror::Error)]
-pub enum HubError {}
+mod error;
+mod fetch;
+mod folder;
+mod gguf;
+mod gguf_header;
+mod gguf_tokenizer;
+mod names;
+mod packed;
+mod tokenizer;
+pub mod wikitext;
+
+pub use error::HubError;
+pub use names::{home, resolve};
 
 /// Where a model's files are.
 #[derive(Debug, Clone, PartialEq)]
@@ -42,41 +57,79 @@ pub struct Opened {
     pub add_bos: bool,
     /// Jinja chat template, if the model has one.
     pub chat_template: Option<String>,
-    /// Files that make a .ws folder complete: `tokenizer.json`, `tokenizer_config.json`, `generation_config.json`: name and bytes.
+    /// Files that make a .ws folder complete (`tokenizer.json`, ...): name and bytes.
     pub side_files: Vec<(String, Vec<u8>)>,
 }
 
-/// Resolves a path, an alias, `ALIAS-wsR`, or a Hub repository id, downloading what is needed (with a progress bar).
-pub fn resolve(_name: &str) -> Result<Source, HubError> {
-    todo!()
-}
-
 impl Source {
-    /// Opens everything but quantizes nothing: an error for [`Source::WsOnLoad`].
+    /// Opens everything but quantizes nothing.
+    ///
+    /// # Errors
+    /// A missing or damaged file, an unsupported architecture, [`HubError::NotPacked`] for [`Source::WsOnLoad`].
     pub fn open(&self) -> Result<Opened, HubError> {
-        todo!()
+        self.open_as(false)
     }
-    /// Like `open`, with packed matrices expanded to dense f32 (to compare a product by packed weights with a dense one).
+
+    /// Like [`Source::open`], with packed matrices expanded to dense f32: to compare products by packed weights with dense ones.
+    ///
+    /// # Errors
+    /// As [`Source::open`].
     pub fn open_dense(&self) -> Result<Opened, HubError> {
-        todo!()
+        self.open_as(true)
+    }
+
+    fn open_as(&self, dense: bool) -> Result<Opened, HubError> {
+        match self {
+            Self::Folder(dir) => {
+                let (config_json, config) = read_config(dir)?;
+                let weights = Box::new(folder::FolderWeights::open(dir, &config)?);
+                opened(dir, config, config_json, weights)
+            }
+            Self::Ws(dir) => {
+                let weights = packed::PackedWeights::open(dir, dense)?;
+                let config_json = weights.config().clone();
+                let config = parse_config(&dir.join("config.json"), &config_json)?;
+                opened(dir, config, config_json, Box::new(weights))
+            }
+            Self::Gguf(path) => gguf::open(path),
+            Self::WsOnLoad { dir, .. } => Err(HubError::NotPacked { path: dir.clone() }),
+        }
     }
 }
 
-/// Folder of wsrun's own files: `$WSRUN_HOME`, or `~/.cache/wsrun`.
-pub fn home() -> PathBuf {
-    todo!()
+fn opened(dir: &Path, mut config: Config, config_json: serde_json::Value, weights: Box<dyn Weights>) -> Result<Opened, HubError> {
+    let text = tokenizer::read(dir, config.bos)?;
+    add_ends(&mut config, tokenizer::more_ends(&text.side_files));
+    let tokenizer::TextFiles { tokenizer, add_bos, chat_template, side_files } = text;
+    Ok(Opened { config, config_json, weights, tokenizer, add_bos, chat_template, side_files })
 }
-/// stub
-pub mod wikitext {
-    /// stub
-    pub enum Split {
-        /// x
-        Train,
-        /// x
-        Test,
+
+fn add_ends(config: &mut Config, ends: Vec<u32>) {
+    for end in ends {
+        if !config.eos.contains(&end) {
+            config.eos.push(end);
+        }
     }
-    /// stub
-    pub fn text(_s: Split) -> Result<String, super::HubError> {
-        todo!()
-    }
+}
+
+fn read_config(dir: &Path) -> Result<(serde_json::Value, Config), HubError> {
+    let path = dir.join("config.json");
+    let text = std::fs::read_to_string(&path).map_err(|error| HubError::Io { action: "read", path: path.clone(), error })?;
+    let value = serde_json::from_str(&text).map_err(|e| HubError::Damaged { path: path.clone(), why: format!("is not JSON: {e}") })?;
+    let config = parse_config(&path, &value)?;
+    Ok((value, config))
+}
+
+fn parse_config(path: &Path, value: &serde_json::Value) -> Result<Config, HubError> {
+    Config::from_json(&value.to_string()).map_err(|error| HubError::Config { path: path.to_owned(), error })
+}
+
+/// True if no value is NaN or infinite.
+fn is_finite(tensor: &Tensor) -> candle_core::Result<bool> {
+    let flat = tensor.flatten_all()?;
+    Ok(match tensor.dtype() {
+        DType::BF16 => flat.to_vec1::<half::bf16>()?.iter().all(|v| v.is_finite()),
+        DType::F16 => flat.to_vec1::<half::f16>()?.iter().all(|v| v.is_finite()),
+        _ => flat.to_vec1::<f32>()?.iter().all(|v| v.is_finite()),
+    })
 }

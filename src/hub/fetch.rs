@@ -1,0 +1,95 @@
+//! Files from the Hugging Face Hub: the cache first, only what a model needs, clear words when there is no network.
+use super::HubError;
+use hf_hub::api::sync::{Api, ApiBuilder, ApiRepo};
+use hf_hub::{Cache, Repo};
+use std::path::{Path, PathBuf};
+
+/// Small files that a model may have.
+const OPTIONAL: [&str; 3] = ["generation_config.json", "tokenizer_config.json", "chat_template.jinja"];
+const INDEX: &str = "model.safetensors.index.json";
+const SINGLE: &str = "model.safetensors";
+
+/// Fetches a model's config, tokenizer and safetensors; returns the folder that holds them. `HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN`, `HF_ENDPOINT` and
+/// `HF_HUB_OFFLINE` are respected.
+pub(super) fn model(repo: &str, name: &str) -> Result<PathBuf, HubError> {
+    let files = Files::new(Repo::model(repo.to_owned()), name)?;
+    let config = files.get("config.json")?;
+    files.get("tokenizer.json")?;
+    OPTIONAL.iter().for_each(|file| drop(files.get(file)));
+    match files.get(INDEX) {
+        Ok(index) => {
+            for shard in shards(&index)? {
+                files.get(&shard)?;
+            }
+        }
+        Err(_) => drop(files.get(SINGLE)?),
+    }
+    Ok(config.parent().map_or_else(PathBuf::new, Path::to_path_buf))
+}
+
+/// Fetches one file of a data set.
+pub(super) fn dataset_file(repo: &str, file: &str) -> Result<PathBuf, HubError> {
+    Files::new(Repo::dataset(repo.to_owned()), repo)?.get(file)
+}
+
+/// The shard names of an index: plain file names only, so that nothing outside of the model's folder is read or fetched.
+pub(super) fn shards(index: &Path) -> Result<Vec<String>, HubError> {
+    let damaged = |why: String| HubError::Damaged { path: index.to_owned(), why };
+    let text = std::fs::read_to_string(index).map_err(|error| HubError::Io { action: "read", path: index.to_owned(), error })?;
+    let value: serde_json::Value = serde_json::from_str(&text).map_err(|e| damaged(format!("is not JSON: {e}")))?;
+    let map = value["weight_map"].as_object().ok_or_else(|| damaged("has no weight_map".to_owned()))?;
+    let mut names = std::collections::BTreeSet::new();
+    for file in map.values() {
+        let file = file.as_str().filter(|f| Path::new(f).file_name() == Some(f.as_ref()) && f.ends_with(".safetensors"));
+        names.insert(file.ok_or_else(|| damaged("names a shard that is not a plain .safetensors file name".to_owned()))?.to_owned());
+    }
+    Ok(names.into_iter().collect())
+}
+
+struct Files {
+    repo: Repo,
+    cache: Cache,
+    /// `None` under `HF_HUB_OFFLINE`.
+    api: Option<Api>,
+    name: String,
+}
+
+impl Files {
+    fn new(repo: Repo, name: &str) -> Result<Self, HubError> {
+        let set = |key: &str| std::env::var(key).ok().filter(|v| !v.is_empty());
+        let cache = set("HF_HUB_CACHE").map_or_else(Cache::from_env, |dir| Cache::new(dir.into()));
+        let offline = set("HF_HUB_OFFLINE").is_some_and(|v| !matches!(v.to_lowercase().as_str(), "0" | "false" | "no" | "off"));
+        let mut files = Self { repo, cache: cache.clone(), api: None, name: name.to_owned() };
+        if !offline {
+            let mut builder = ApiBuilder::from_cache(cache).with_progress(true).with_retries(1);
+            if let Some(endpoint) = set("HF_ENDPOINT") {
+                builder = builder.with_endpoint(endpoint.trim_end_matches('/').to_owned());
+            }
+            if let Some(token) = set("HF_TOKEN") {
+                builder = builder.with_token(Some(token));
+            }
+            files.api = Some(builder.build().map_err(|e| files.error("the repository", &e.to_string()))?);
+        }
+        Ok(files)
+    }
+
+    fn get(&self, file: &str) -> Result<PathBuf, HubError> {
+        if let Some(path) = self.cache.repo(self.repo.clone()).get(file) {
+            return Ok(path);
+        }
+        let Some(api) = &self.api else {
+            return Err(self.error(file, "it is not in the cache and HF_HUB_OFFLINE is set"));
+        };
+        let repo: ApiRepo = api.repo(self.repo.clone());
+        repo.download(file).map_err(|e| self.error(file, &e.to_string()))
+    }
+
+    fn error(&self, file: &str, why: &str) -> HubError {
+        let fix = match self.name.as_str() {
+            "smollm2-135m" => "run scripts/get-smollm2.sh, which needs no Hub, or give a local folder or .gguf file".to_owned(),
+            _ if why.contains("401") || why.contains("403") => "accept the model's licence on the Hub and set HF_TOKEN".to_owned(),
+            _ => "check the network and the name, or give a local folder or .gguf file".to_owned(),
+        };
+        HubError::Fetch { repo: self.repo.url(), file: file.to_owned(), why: why.to_owned(), fix }
+    }
+}
