@@ -45,7 +45,8 @@ impl FolderWeights {
     }
 
     fn find(&self, name: &str) -> Result<(&File, &safetensors::tensor::TensorInfo, DType), HubError> {
-        let missing = || HubError::Tensor { path: self.dir.clone(), tensor: name.to_owned(), why: "is missing; fetch the model again".to_owned() };
+        let missing =
+            || HubError::Tensor { path: self.dir.clone(), tensor: name.to_owned(), why: "is missing; fetch the model again".to_owned() };
         let file = &self.files[*self.place.get(name).ok_or_else(missing)?];
         let info = file.metadata.info(name).ok_or_else(missing)?;
         let dtype = match info.dtype {

@@ -176,7 +176,9 @@ fn llama3_scaling(meta: &Meta, map: &[u8], theta: f64, head_dim: u64) -> Result<
     if !fits {
         return Err(meta.bad("has rope_freqs.weight that is not Llama 3's scaling (low 1, high 4, original context 8192)".to_owned()));
     }
-    Ok(json!({"rope_type": "llama3", "factor": factor, "low_freq_factor": low, "high_freq_factor": high, "original_max_position_embeddings": 8192}))
+    Ok(
+        json!({"rope_type": "llama3", "factor": factor, "low_freq_factor": low, "high_freq_factor": high, "original_max_position_embeddings": 8192}),
+    )
 }
 
 fn read_tensor(content: &Content, map: &[u8], path: &Path, name: &str) -> Result<Tensor, HubError> {

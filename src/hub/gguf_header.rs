@@ -104,7 +104,11 @@ pub(super) fn check_tensors(content: &Content, bytes: u64) -> Result<(), String>
         let size = (elements / block).checked_mul(info.ggml_dtype.type_size()).map(|s| s as u64);
         let end = size.and_then(|size| content.tensor_data_offset.checked_add(info.offset)?.checked_add(size));
         if !elements.is_multiple_of(block) || end.is_none_or(|end| end > bytes) {
-            return Err(format!("is truncated or altered: tensor {name} {:?} of {:?} does not fit into {bytes} bytes", info.ggml_dtype, info.shape.dims()));
+            return Err(format!(
+                "is truncated or altered: tensor {name} {:?} of {:?} does not fit into {bytes} bytes",
+                info.ggml_dtype,
+                info.shape.dims()
+            ));
         }
     }
     Ok(())

@@ -28,7 +28,11 @@ pub(super) fn side_files(meta: &Meta) -> Result<Vec<(String, Vec<u8>)>, HubError
     let (mut tokenizer, add_bos) = match model {
         "gpt2" => byte_level(meta, &vocab)?,
         "llama" => (sentence_piece(meta, &tokens, &vocab)?, true),
-        other => return Err(meta.bad(format!("has a tokenizer of kind `{other}`; supported are gpt2 (byte-level BPE) and llama (SentencePiece)"))),
+        other => {
+            return Err(
+                meta.bad(format!("has a tokenizer of kind `{other}`; supported are gpt2 (byte-level BPE) and llama (SentencePiece)"))
+            )
+        }
     };
     tokenizer["version"] = "1.0".into();
     tokenizer["added_tokens"] = added_tokens(meta, &tokens).into();

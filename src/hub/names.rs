@@ -90,12 +90,11 @@ fn local(path: &Path) -> Result<Source, HubError> {
     }
     match (ggufs.pop(), ggufs.is_empty()) {
         (Some(file), true) => Ok(Source::Gguf(file)),
-        (Some(_), false) => {
-            Err(HubError::Damaged { path: path.to_owned(), why: "holds several .gguf files; name one of them".to_owned() })
-        }
-        (None, _) => {
-            Err(HubError::Missing { path: path.join("config.json"), fix: "the folder holds neither a Hugging Face model nor a .gguf file".to_owned() })
-        }
+        (Some(_), false) => Err(HubError::Damaged { path: path.to_owned(), why: "holds several .gguf files; name one of them".to_owned() }),
+        (None, _) => Err(HubError::Missing {
+            path: path.join("config.json"),
+            fix: "the folder holds neither a Hugging Face model nor a .gguf file".to_owned(),
+        }),
     }
 }
 
@@ -133,7 +132,10 @@ mod tests {
     fn unknown_names_say_what_is_near() {
         for name in ["smolm2-135m", "smolm2-135m-ws3", "lama3-8b"] {
             let text = resolve(name).unwrap_err().to_string();
-            assert!(text.contains("did you mean") && text.contains(if name.starts_with('s') { "smollm2-135m" } else { "llama3-8b" }), "{text}");
+            assert!(
+                text.contains("did you mean") && text.contains(if name.starts_with('s') { "smollm2-135m" } else { "llama3-8b" }),
+                "{text}"
+            );
         }
         assert!(resolve("../nowhere/at/all").unwrap_err().to_string().contains("unknown model"));
     }
