@@ -117,7 +117,7 @@ impl Output {
     /// # Safety
     /// `token` and `rows` must lie within the output, and nobody else may hold these rows.
     #[allow(clippy::mut_from_ref)]
-    unsafe fn rows(&self, token: usize, rows: Range<usize>) -> &mut [f32] {
+    pub unsafe fn rows(&self, token: usize, rows: Range<usize>) -> &mut [f32] {
         std::slice::from_raw_parts_mut(self.y.add(token * self.rows + rows.start), rows.len())
     }
 }

@@ -100,15 +100,17 @@ impl Rows8 {
     }
 
     fn multiply_few(&self, x: &[f32], y: &mut [f32]) {
-        let pieces = if self.rows * self.columns < PARALLEL_WORK { self.rows } else { PIECE };
-        for (x, y) in x.chunks_exact(self.columns).zip(y.chunks_exact_mut(self.rows)) {
-            y.par_chunks_mut(pieces).enumerate().for_each(|(piece, y)| {
-                for (r, y) in (piece * pieces..).zip(y) {
-                    // SAFETY: the function was chosen for a path that this CPU can run.
-                    *y = self.scales[r] * unsafe { (self.dot)(self.quantized(r), x) };
+        let piece = if self.rows * self.columns < PARALLEL_WORK { self.rows } else { PIECE };
+        let output = Output::new(y, self.rows);
+        (0..self.rows.div_ceil(piece)).into_par_iter().for_each(|n| {
+            for r in n * piece..self.rows.min((n + 1) * piece) {
+                let q = self.quantized(r);
+                for (t, x) in x.chunks_exact(self.columns).enumerate() {
+                    // SAFETY: every piece has its own rows of the output; the function was chosen for a path that this CPU can run.
+                    unsafe { output.rows(t, r..r + 1)[0] = self.scales[r] * (self.dot)(q, x) };
                 }
-            });
-        }
+            }
+        });
     }
 
     /// Pieces of rows are decoded once and multiplied as f32.
