@@ -5,10 +5,12 @@
 //! * [`layout`]: where the bits of a column stand in memory.
 //! * [`packed`]: a validated packed matrix and its products.
 //! * [`rows8`]: embedding tables and heads as 8-bit rows.
+//! * [`dense`]: products with dense matrices.
 //! * [`cpu`]: the instruction-set paths behind one run-time dispatch.
 mod activations;
 pub mod code;
 pub mod cpu;
+pub mod dense;
 pub mod encode;
 pub mod layout;
 pub mod packed;

@@ -10,6 +10,7 @@ mod cache;
 pub mod config;
 pub mod linear;
 pub mod model;
+mod ops;
 pub mod registry;
 mod rope;
 pub mod weights;

@@ -1,7 +1,7 @@
 //! Dense or packed product behind one call.
-use candle_core::{bail, CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
-use rayon::prelude::*;
+use candle_core::{bail, CpuStorage, CustomOp1, CustomOp2, DType, Layout, Result, Shape, Tensor};
 use std::sync::Arc;
+use ws_kernels::dense::{self, Values};
 use ws_kernels::{packed::PackedMatrix, rows8::Rows8};
 
 /// The matrix of a linear layer.
@@ -125,30 +125,41 @@ fn packed_bytes(w: &PackedMatrix) -> u64 {
     (parts.range.len() + 2 * halves + 6 * parts.exceptions.len() + parts.widths.len()) as u64
 }
 
-/// Weights a task of a split dense product: at least some ten microseconds of work, and small enough that a converted piece stays in the L2 cache.
-const SPLIT: usize = 1 << 17;
-
-/// `x [.., in] W^T`. The weight is neither copied nor transposed; other types than f32 are converted piece by piece.
+/// `x [.., in] W^T`. The weight is neither copied nor transposed; in main memory other types than f32 are converted piece by piece.
 fn dense_product(x: &Tensor, w: &Tensor) -> Result<Tensor> {
     let (out_features, in_features) = w.dims2()?;
     let (x, mut shape) = flatten(x, in_features)?;
     shape.push(out_features);
-    let tokens = x.dim(0)?;
-    // A product by one vector runs on one thread inside candle, and every output is its own dot product: split the rows.
-    let y = if w.dtype() == DType::F32 && (tokens > 1 || w.elem_count() <= SPLIT) {
-        x.matmul(&w.t()?)?
-    } else {
-        let rows = (SPLIT / in_features).max(1);
-        let pieces = (0..out_features.div_ceil(rows))
-            .into_par_iter()
-            .map(|i| {
-                let piece = w.narrow(0, i * rows, rows.min(out_features - i * rows))?;
-                x.matmul(&piece.to_dtype(DType::F32)?.t()?)
-            })
-            .collect::<Result<Vec<_>>>()?;
-        Tensor::cat(&pieces, 1)?
+    let y = match w.device().is_cpu() {
+        true => x.contiguous()?.apply_op2_no_bwd(&w.contiguous()?, &DenseProduct)?,
+        false => x.matmul(&w.to_dtype(DType::F32)?.t()?)?,
     };
     y.reshape(shape)
+}
+
+/// `[tokens, in]`, `[out, in]` -> `[tokens, out]`, all contiguous.
+struct DenseProduct;
+
+impl CustomOp2 for DenseProduct {
+    fn name(&self) -> &'static str {
+        "dense-product"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, x_layout: &Layout, w: &CpuStorage, w_layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (Some((x_start, x_end)), Some((w_start, w_end))) = (x_layout.contiguous_offsets(), w_layout.contiguous_offsets()) else {
+            bail!("dense-product needs contiguous operands")
+        };
+        let w = match w {
+            CpuStorage::F32(w) => Values::F32(&w[w_start..w_end]),
+            CpuStorage::F16(w) => Values::F16(&w[w_start..w_end]),
+            CpuStorage::BF16(w) => Values::Bf16(&w[w_start..w_end]),
+            _ => bail!("dense weights must be f32, f16 or bf16"),
+        };
+        let (tokens, out_features) = (x_layout.dims()[0], w_layout.dims()[0]);
+        let mut y = vec![0f32; tokens * out_features];
+        dense::multiply(w, w_layout.dims()[1], &x.as_slice::<f32>()?[x_start..x_end], tokens, &mut y);
+        Ok((CpuStorage::F32(y), (tokens, out_features).into()))
+    }
 }
 
 /// `[.., in]` as `[tokens, in]` and its leading dimensions.

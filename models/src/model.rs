@@ -3,11 +3,11 @@ use crate::attention::attend;
 pub use crate::cache::KvCache;
 use crate::config::Config;
 use crate::linear::{Linear, Table};
+use crate::ops::{add, split_heads, swiglu};
 use crate::rope::Rope;
 use crate::weights::{WeightError, Weights};
 use candle_core::{bail, Result, Tensor};
-use candle_nn::ops::{rms_norm, silu};
-use candle_nn::rotary_emb::rope;
+use candle_nn::ops::rms_norm;
 
 /// Which linear layers read an input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,15 +104,19 @@ impl Block {
 
         let input = rms_norm(x, &self.attention_norm, eps)?;
         see(Site::Qkv, &input)?;
-        let heads = |linear: &Linear, count: usize| linear.forward(&input)?.reshape((batch, tokens, count, config.head_dim));
-        let (mut q, mut k) = (heads(&self.q, config.heads)?, heads(&self.k, config.kv_heads)?);
+        // Side by side, so that small products keep all threads busy.
+        let (q, (k, v)) = rayon::join(|| self.q.forward(&input), || rayon::join(|| self.k.forward(&input), || self.v.forward(&input)));
+        let (mut q, mut k) = (q?, k?);
         if let Some((q_norm, k_norm)) = &self.head_norms {
-            q = rms_norm(&q, q_norm, eps)?;
-            k = rms_norm(&k, k_norm, eps)?;
+            let norm = |x: &Tensor, heads: usize, weight: &Tensor| {
+                rms_norm(&x.reshape((batch, tokens, heads, config.head_dim))?, weight, eps)?.reshape(x.shape())
+            };
+            q = norm(&q, config.heads, q_norm)?;
+            k = norm(&k, config.kv_heads, k_norm)?;
         }
-        let q = rope(&q.transpose(1, 2)?.contiguous()?, &angles.0, &angles.1)?;
-        let k = rope(&k.transpose(1, 2)?.contiguous()?, &angles.0, &angles.1)?;
-        let v = heads(&self.v, config.kv_heads)?.transpose(1, 2)?.contiguous()?;
+        let q = split_heads(&q, config.heads, Some(angles))?;
+        let k = split_heads(&k, config.kv_heads, Some(angles))?;
+        let v = split_heads(&v?, config.kv_heads, None)?;
         let (k, v) = match cache {
             Some((block, cache)) => cache.append(block, &k, &v)?,
             None => (k, v),
@@ -124,13 +128,18 @@ impl Block {
         }
         let mut see = |site: Site, x: &Tensor| tap.as_mut().map_or(Ok(()), |tap| tap.input(site, x));
         see(Site::O, &mixed)?;
-        let x = (x + self.o.forward(&mixed)?)?;
+        let middle = self.o.forward(&mixed)?;
+        add(&middle, x)?;
 
-        let input = rms_norm(&x, &self.mlp_norm, eps)?;
+        let input = rms_norm(&middle, &self.mlp_norm, eps)?;
         see(Site::GateUp, &input)?;
-        let inner = (silu(&self.gate.forward(&input)?)? * self.up.forward(&input)?)?;
+        let (gate, up) = rayon::join(|| self.gate.forward(&input), || self.up.forward(&input));
+        let inner = gate?;
+        swiglu(&inner, &up?)?;
         see(Site::Down, &inner)?;
-        x + self.down.forward(&inner)?
+        let output = self.down.forward(&inner)?;
+        add(&output, &middle)?;
+        Ok(output)
     }
 }
 
