@@ -114,8 +114,8 @@ unsafe fn transpose(from: &[f32], columns: usize, to: *mut f32, stride: usize) {
     for r in (0..whole_rows).step_by(8) {
         for c in (0..whole_columns).step_by(8) {
             let square: [[f32; 8]; 8] = std::array::from_fn(|i| *from[(r + i) * columns + c..].first_chunk().expect("inside the matrix"));
-            for j in 0..8 {
-                let column: [f32; 8] = std::array::from_fn(|i| square[i][j]);
+            let turned: [[f32; 8]; 8] = std::array::from_fn(|j| std::array::from_fn(|i| square[i][j]));
+            for (j, column) in turned.into_iter().enumerate() {
                 to.add((c + j) * stride + r).cast::<[f32; 8]>().write_unaligned(column);
             }
         }
