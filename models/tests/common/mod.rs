@@ -1,24 +1,10 @@
-//! Weights from one safetensors file, and the golden models.
+//! Weights from one safetensors file, or a golden model.
 use candle_core::{DType, Device, Tensor};
 use std::collections::HashMap;
 use std::path::PathBuf;
 use ws_models::config::Config;
 use ws_models::linear::{Linear, Matrix, Table};
 use ws_models::weights::{WeightError, Weights};
-
-/// The folders of `make_golden.py`.
-pub const MODELS: [&str; 10] = [
-    "llama2",
-    "llama3.2-tied",
-    "llama3.1-wide",
-    "llama-linear",
-    "llama-bias",
-    "mistral",
-    "qwen2-tied",
-    "qwen2",
-    "qwen3",
-    "qwen3-tied-bias",
-];
 
 /// A file of a golden model.
 pub fn path(model: &str, file: &str) -> PathBuf {
