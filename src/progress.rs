@@ -36,7 +36,7 @@ impl Progress {
         self.bar.set_message(message.to_string());
         if let Some(last) = self.plain.filter(|last| last.elapsed() >= INTERVAL) {
             // A closed stderr is no reason to stop the work.
-            let _ = writeln!(std::io::stderr(), "{} {done}/{} {message}", self.label, self.total);
+            let _ = writeln!(std::io::stderr(), "{}", format!("{} {done}/{} {message}", self.label, self.total).trim_end());
             self.plain = Some(last + last.elapsed());
         }
     }

@@ -78,7 +78,10 @@ fn wrong_usage_is_code_2() {
     f.run(&["quantize", "model", "--rate", "3", "--out", "packed", "--context", "0"]).fails(2, &["--context"]);
     f.run(&["quantize", "model", "--rate", "3", "--out", "packed", "--samples", "0"]).fails(2, &["--samples"]);
     f.run(&["quantize", "model", "--rate", "3", "--out", "/"]).fails(2, &["--out"]);
-    f.run(&["quantize", "smollm2-135m-ws3", "--rate", "3", "--out", "packed"]).fails(2, &["smollm2-135m-ws3", "--rate"]);
+    f.run(&["quantize", "model-ws3", "--rate", "3", "--out", "packed"]).fails(2, &["model-ws3", "--rate"]);
+    for name in ["model-ws9", "model-ws0", "smollm2-135m-ws8.5"] {
+        f.run(&["generate", "--model", name, "the"]).fails(2, &[name]);
+    }
     assert!(!f.path("packed").exists());
 }
 
@@ -273,4 +276,7 @@ fn models_lists_the_aliases() {
     }
     let json = f.run(&["models", "--json"]).json();
     assert_eq!(json["models"].as_array().unwrap().len(), run.stdout.lines().count());
+    std::fs::create_dir_all(f.path("home/packed/tinyllama-ws2.5")).unwrap();
+    std::fs::create_dir_all(f.path("home/packed/tinyllama-ws3.partial")).unwrap();
+    assert_eq!(f.run(&["models", "--json"]).json()["packed"], serde_json::json!(["tinyllama-ws2.5"]));
 }

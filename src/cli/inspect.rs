@@ -1,7 +1,7 @@
 //! `wsrun inspect`, and the summary that `wsrun quantize` prints.
-use super::output;
+use super::{load, output};
 use crate::format::{LayerSize, WsModel};
-use crate::hub::{self, Source};
+use crate::hub::Source;
 use anyhow::{bail, Context};
 use serde::Serialize;
 use serde_json::Value;
@@ -49,7 +49,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
 }
 
 fn folder(name: &str) -> anyhow::Result<PathBuf> {
-    let source = if Path::new(name).is_dir() { Source::Ws(name.into()) } else { hub::resolve(name)? };
+    let source = if Path::new(name).is_dir() { Source::Ws(name.into()) } else { load::resolve(name)? };
     match source {
         Source::Ws(dir) if WsModel::is_ws(&dir) => Ok(dir),
         Source::WsOnLoad { dir, .. } => {

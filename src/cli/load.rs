@@ -1,15 +1,23 @@
 //! From a model's name to the loaded model.
-use super::{interrupt, output};
-use crate::hub::{self, Opened, Source};
+use super::{interrupt, output, Usage};
+use crate::hub::{self, HubError, Opened, Source};
 use crate::progress::Progress;
 use crate::quantize::{self, Options, Report};
 use crate::runtime::TextModel;
 use anyhow::Context;
 use std::path::Path;
 
+/// [`hub::resolve`], where a rate out of range is wrong usage.
+pub(super) fn resolve(name: &str) -> anyhow::Result<Source> {
+    hub::resolve(name).map_err(|error| match error {
+        HubError::Rate { .. } => Usage(error.to_string()).into(),
+        other => other.into(),
+    })
+}
+
 /// Loads a model for inference; ALIAS-wsR without a packed copy is quantized first. `dense` expands packed weights.
 pub(super) fn load(name: &str, dense: bool, context: Option<usize>) -> anyhow::Result<TextModel> {
-    let source = packed(hub::resolve(name)?)?;
+    let source = packed(resolve(name)?)?;
     let opened = if dense { source.open_dense() } else { source.open() }?;
     let mut model = TextModel::load(opened).with_context(|| format!("cannot load {name}"))?;
     if let Some(context) = context {

@@ -1,6 +1,6 @@
 //! `wsrun pull`.
-use super::output;
-use crate::hub::{self, Source};
+use super::{load, output};
+use crate::hub::Source;
 
 /// Fetch a model from the Hub into the cache, and print where it is.
 #[derive(clap::Args)]
@@ -11,7 +11,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<()> {
-    let path = match hub::resolve(&args.model)? {
+    let path = match load::resolve(&args.model)? {
         Source::WsOnLoad { base, .. } => *base,
         source => source,
     };

@@ -1,7 +1,7 @@
 //! `wsrun quantize`.
 use super::{inspect::Summary, load, output, Usage};
 use crate::format::WsModel;
-use crate::hub::{self, Source};
+use crate::hub::Source;
 use crate::quantize::{Calibration, Options};
 use anyhow::bail;
 use std::path::PathBuf;
@@ -64,7 +64,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     if args.out.exists() {
         bail!("{} exists already; remove it or choose another --out", args.out.display());
     }
-    let source = hub::resolve(&args.model)?;
+    let source = load::resolve(&args.model)?;
     match &source {
         Source::Ws(dir) => bail!("{} is quantized already: give the dense model", dir.display()),
         Source::WsOnLoad { rate, .. } => {

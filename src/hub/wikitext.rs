@@ -14,7 +14,7 @@ pub enum Split {
     Test,
 }
 
-/// The text of a split, byte for byte.
+/// The text of a split, its lines joined with blank lines as in papers.
 ///
 /// # Errors
 /// The archive cannot be fetched or is damaged.
@@ -29,5 +29,24 @@ pub fn text(split: Split) -> Result<String, HubError> {
     let mut archive = zip::ZipArchive::new(std::fs::File::open(&path).map_err(io)?).map_err(|e| damaged(e.to_string()))?;
     let mut text = String::new();
     archive.by_name(name).map_err(|e| damaged(format!("{name}: {e}")))?.read_to_string(&mut text).map_err(io)?;
-    Ok(text)
+    Ok(join(&text))
+}
+
+/// Every line with its end is a record, a blank one an empty record; records are joined with blank lines.
+fn join(raw: &str) -> String {
+    let raw = raw.replace("\r\n", "\n");
+    let records: Vec<&str> = raw.split_inclusive('\n').map(|line| if line.trim().is_empty() { "" } else { line }).collect();
+    records.join("\n\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_joined_as_in_papers() {
+        assert_eq!(join(" \n = Title = \n \n Text . \n"), "\n\n = Title = \n\n\n\n\n Text . \n");
+        assert_eq!(join(" = Title = \r\n"), " = Title = \n");
+        assert_eq!(join(""), "");
+    }
 }
