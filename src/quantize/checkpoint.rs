@@ -60,10 +60,15 @@ impl Checkpoint {
         self.save()
     }
 
-    /// Removes the state file: the folder is about to become a model.
+    /// Removes the state file and what a killed run was writing: the folder is about to become a model.
     pub(crate) fn close(self) -> Result<(PathBuf, State), QuantizeError> {
-        let path = self.folder.join(STATE);
-        std::fs::remove_file(&path).map_err(|error| QuantizeError::Write { path, error })?;
+        let write = |path: &Path, error| QuantizeError::Write { path: path.to_owned(), error };
+        for entry in std::fs::read_dir(&self.folder).map_err(|error| write(&self.folder, error))?.flatten() {
+            // The prefix that `tempfile` gives.
+            if entry.file_name() == STATE || entry.file_name().as_encoded_bytes().starts_with(b".tmp") {
+                std::fs::remove_file(entry.path()).map_err(|error| write(&entry.path(), error))?;
+            }
+        }
         Ok((self.folder, self.state))
     }
 
