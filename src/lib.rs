@@ -1,7 +1,7 @@
 //! wsrun: an inference runtime for Llama and Qwen models whose weights live in a native low-bit format.
 //!
 //! * [`hub`]: names to files: aliases, local folders, Hub repositories, GGUF; dense weights and tokenizers from them.
-//! * [`format`]: the .ws container: header, column plan, packing, verification; knows no model.
+//! * [`mod@format`]: the .ws container: header, column plan, packing, verification; knows no model.
 //! * [`quantize`]: covariances, water-filling, successive cancellation, rescaling, the layer-by-layer pipeline.
 //! * [`runtime`]: a loaded model: prefill, decode, sampling, chat template, stopping.
 //! * [`eval`]: perplexity and benchmarks.
