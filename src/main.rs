@@ -1,3 +1,4 @@
+//! The `wsrun` program: everything is in the library.
 fn main() -> std::process::ExitCode {
     wsrun::cli::main()
 }
