@@ -175,6 +175,21 @@ impl LinearCode {
         }
     }
 
+    /// A convolutional code: bit `j` of the index, highest first, is the parity of `word & taps[j]`, where a row's word is the newest `window`
+    /// path bits up to its own, its last bit lowest. A row at position `i` sees `8 + path_bits (i + 1)` bits at most.
+    pub fn convolutional(path_bits: u8, raw_bits: u8, window: u32, taps: &[u16], levels: Vec<i8>, unit: f32) -> Self {
+        let positions = 8 / u32::from(path_bits);
+        let masks = |byte: u32| {
+            let mask = |i: u32, tap: u16| {
+                let newer = u32::from(path_bits) * (i + 1);
+                let seen = (1u32 << window.min(8 + newer)) - 1;
+                ((u32::from(tap) & seen) << (8 - newer) >> (8 * byte)) as u8
+            };
+            (0..positions).map(|i| taps.iter().map(|&tap| mask(i, tap)).collect()).collect()
+        };
+        LinearCode { path_bits, raw_bits, index_bits: taps.len() as u8, a: masks(0), c: masks(1), levels: vec![levels], unit }
+    }
+
     /// True if every row's level depends on its own bits alone and the same way: such a code needs no trellis search.
     pub fn is_scalar(&self) -> bool {
         self.levels.len() == 1
@@ -196,6 +211,19 @@ impl LinearCode {
             }
             previous = path[t];
         }
+    }
+
+    /// Entry of the level table that each of `rows` rows uses: `raw << index_bits | index`. Arguments as for [`LinearCode::decode`].
+    pub fn indices(&self, path: &[u8], raw: &[u8], rows: usize) -> Vec<u8> {
+        let index = IndexTables::new(self);
+        let positions = self.positions();
+        let one = |row: usize| {
+            let (t, i) = (row / positions, row % positions);
+            let previous = if t == 0 { 0 } else { path[t - 1] };
+            let raw = if self.raw_bits == 0 { 0 } else { raw[row] };
+            ((u32::from(raw) << self.index_bits) | u32::from(index.get(i, path[t], previous))) as u8
+        };
+        (0..rows).map(one).collect()
     }
 
     pub(crate) fn level(&self, position: usize, index: u8, raw: u8) -> i8 {

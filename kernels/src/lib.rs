@@ -6,6 +6,7 @@
 //! * [`packed`]: a validated packed matrix and its products.
 //! * [`rows8`]: embedding tables and heads as 8-bit rows.
 //! * [`dense`]: products with dense matrices.
+//! * [`viterbi`]: encoding with any linear code.
 //! * [`cpu`]: the instruction-set paths behind one run-time dispatch.
 mod activations;
 pub mod code;
@@ -16,3 +17,4 @@ pub mod layout;
 pub mod packed;
 mod product;
 pub mod rows8;
+pub mod viterbi;

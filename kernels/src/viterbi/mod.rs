@@ -1,0 +1,220 @@
+//! Encoding with linear codes: the path through the trellis with the least squared error (Viterbi 1967; for sources, Marcellin and Fischer 1990,
+//! "Trellis coded quantization of memoryless and Gauss-Markov sources").
+//!
+//! * `trellis`: states and steps, from the matrices of a code.
+//! * `lanes`: vectors of path costs for each instruction set.
+//! * `forward`: the search itself.
+mod forward;
+mod lanes;
+mod trellis;
+
+use crate::code::{CodeError, IndexTables, LinearCode};
+use crate::cpu::{isa, Isa};
+use crate::encode::encode_scalar;
+use crate::layout::Column;
+pub use forward::Scratch;
+use forward::Tables;
+use std::sync::Arc;
+
+/// An encoder for columns of one code.
+///
+/// The search is exact but for the 14-bit costs of paths, which are the same on every instruction set, and so are the bits that come out.
+pub struct Encoder {
+    code: Arc<LinearCode>,
+    index: IndexTables,
+    /// `None` for scalar codes.
+    trellis: Option<(Tables, Isa)>,
+}
+
+impl Encoder {
+    /// An encoder for this code with the fastest instructions of this CPU, or those that `WSRUN_ISA` names.
+    ///
+    /// # Errors
+    /// The code is not valid.
+    pub fn new(code: Arc<LinearCode>) -> Result<Self, CodeError> {
+        Self::with_isa(code, isa().unwrap_or_else(|_| Isa::best()))
+    }
+
+    /// An encoder with the instructions of this path.
+    ///
+    /// # Errors
+    /// The code is not valid.
+    ///
+    /// # Panics
+    /// If this CPU cannot run the path.
+    pub fn with_isa(code: Arc<LinearCode>, isa: Isa) -> Result<Self, CodeError> {
+        assert!(isa.is_available(), "this CPU cannot run {}", isa.name());
+        code.validate()?;
+        let lanes = if isa == Isa::Avx512 { 32 } else { 16 };
+        let trellis = (!code.is_scalar()).then(|| (Tables::new(&code, lanes), isa));
+        Ok(Encoder { index: IndexTables::new(&code), trellis, code })
+    }
+
+    /// The code.
+    pub fn code(&self) -> &Arc<LinearCode> {
+        &self.code
+    }
+
+    /// Path bits that the search compares at once, 9 to 16; 0 for scalar codes. A row costs at most `2^window` branches.
+    pub fn window(&self) -> u32 {
+        self.trellis.as_ref().map_or(0, |(tables, _)| tables.window())
+    }
+
+    /// Encodes `x` (one value of about unit variance a padded row, a multiple of 8; NaN for a row that does not matter, which padding should be) and
+    /// writes the values that a decoder will see into `values`.
+    ///
+    /// # Panics
+    /// If `x` is not a multiple of 8 long or `values` has another length.
+    pub fn encode(&self, x: &[f32], values: &mut [f32], scratch: &mut Scratch) -> Column {
+        let Some((tables, isa)) = &self.trellis else { return encode_scalar(&self.code, x, values) };
+        assert!(x.len().is_multiple_of(8) && x.len() == values.len(), "lengths {} and {}", x.len(), values.len());
+        let mut path = vec![0; x.len() / self.code.positions()];
+        if !path.is_empty() {
+            let mut first = [0; 256];
+            // SAFETY: the path was available when the encoder was made.
+            let state = unsafe { forward(*isa, tables, x, &mut first, scratch) };
+            forward::trace_back(tables, state, &first, scratch.decisions(), &mut path);
+        }
+        let raw = self.settle(x, &path, values);
+        Column { path, raw }
+    }
+
+    /// The best raw values for a path, and the values that come out.
+    fn settle(&self, x: &[f32], path: &[u8], values: &mut [f32]) -> Vec<u8> {
+        let code = &*self.code;
+        let positions = code.positions();
+        let mut raws = vec![0; if code.raw_bits == 0 { 0 } else { x.len() }];
+        let mut previous = 0;
+        for (t, (x, values)) in x.chunks_exact(positions).zip(values.chunks_exact_mut(positions)).enumerate() {
+            for (i, (x, value)) in x.iter().zip(values).enumerate() {
+                let index = self.index.get(i, path[t], previous);
+                let y = forward::in_steps(*x, code.unit);
+                let (mut raw, mut least) = (0, f32::INFINITY);
+                for candidate in 0..1 << code.raw_bits {
+                    let distance = (y - f32::from(code.level(i, index, candidate))).abs();
+                    if distance < least {
+                        (raw, least) = (candidate, distance);
+                    }
+                }
+                *value = code.unit * f32::from(code.level(i, index, raw));
+                if code.raw_bits > 0 {
+                    raws[t * positions + i] = raw;
+                }
+            }
+            previous = path[t];
+        }
+        raws
+    }
+}
+
+/// The forward pass with the instructions of a path.
+///
+/// # Safety
+/// The CPU must have them, and `tables` must be made for their lanes.
+unsafe fn forward(isa: Isa, tables: &Tables, x: &[f32], first: &mut [u8; 256], scratch: &mut Scratch) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx2")]
+        unsafe fn avx2(tables: &Tables, x: &[f32], first: &mut [u8; 256], scratch: &mut Scratch) -> usize {
+            forward::forward::<lanes::Avx2>(tables, x, first, scratch)
+        }
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+        unsafe fn avx512(tables: &Tables, x: &[f32], first: &mut [u8; 256], scratch: &mut Scratch) -> usize {
+            forward::forward::<lanes::Avx512>(tables, x, first, scratch)
+        }
+        match isa {
+            Isa::Portable => {}
+            Isa::Avx2 | Isa::Avx2Gfni => return avx2(tables, x, first, scratch),
+            Isa::Avx512 => return avx512(tables, x, first, scratch),
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = isa;
+    forward::forward::<lanes::Portable>(tables, x, first, scratch)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::{Rng, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
+    /// Least squared error over all paths, from the definition alone: dynamic programming over whole path bytes.
+    fn least_error(code: &LinearCode, x: &[f32]) -> f64 {
+        let positions = code.positions();
+        let bit = |mask: u8, byte: usize| (mask & byte as u8).count_ones() as usize % 2;
+        let parity = |masks: &[u8], byte: usize| masks.iter().fold(0, |index, mask| 2 * index + bit(*mask, byte));
+        let tables = |matrices: &[Vec<u8>]| -> Vec<Vec<usize>> {
+            matrices.iter().map(|masks| (0..256).map(|byte| parity(masks, byte)).collect()).collect()
+        };
+        let (a, c) = (tables(&code.a), tables(&code.c));
+        let mut costs: Vec<f64> = (0..256).map(|byte| if byte == 0 { 0.0 } else { f64::INFINITY }).collect();
+        for x in x.chunks(positions) {
+            let errors: Vec<Vec<f64>> = (0..x.len())
+                .map(|i| {
+                    let square = |level: &i8| (f64::from(x[i]) - f64::from(code.unit) * f64::from(*level)).powi(2);
+                    let levels = &code.levels[if code.levels.len() == 1 { 0 } else { i }];
+                    let subset = |index: usize| levels.iter().skip(index).step_by(1 << code.index_bits);
+                    let best = |index| if x[i].is_nan() { 0.0 } else { subset(index).map(square).fold(f64::INFINITY, f64::min) };
+                    (0..1 << code.index_bits).map(best).collect()
+                })
+                .collect();
+            let reach = |byte: usize| {
+                let through = |previous: usize| costs[previous] + (0..x.len()).map(|i| errors[i][a[i][byte] ^ c[i][previous]]).sum::<f64>();
+                (0..256).filter(|&p| costs[p].is_finite()).map(through).fold(f64::INFINITY, f64::min)
+            };
+            costs = (0..256).map(reach).collect();
+        }
+        costs.into_iter().fold(f64::INFINITY, f64::min)
+    }
+
+    fn gaussian(rng: &mut ChaCha8Rng, count: usize) -> Vec<f32> {
+        let mut one = || (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt() * (std::f64::consts::TAU * rng.random::<f64>()).cos();
+        (0..count).map(|_| one() as f32).collect()
+    }
+
+    /// A code of random matrices (reading ahead in the byte if `ahead`) with spread-out levels.
+    fn random_code(rng: &mut ChaCha8Rng, path_bits: u8, raw_bits: u8, index_bits: u8, ahead: bool) -> LinearCode {
+        let levels = (0..1 << (raw_bits + index_bits)).map(|_| rng.random_range(-127..=127)).collect();
+        let taps: Vec<u16> = (0..index_bits).map(|_| rng.random()).collect();
+        let window = rng.random_range(2..=16);
+        let mut code = LinearCode::convolutional(path_bits, raw_bits, window, &taps, levels, 0.02);
+        if ahead {
+            code.a.iter_mut().flatten().for_each(|mask| *mask = rng.random());
+        }
+        code
+    }
+
+    #[test]
+    fn finds_the_least_error_the_same_way_on_every_instruction_set() {
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        for case in 0..40 {
+            let path_bits = rng.random_range(1..=2);
+            let raw_bits = rng.random_range(0..=4 - path_bits);
+            let index_bits = rng.random_range(2..=8 - raw_bits);
+            let code = Arc::new(random_code(&mut rng, path_bits, raw_bits, index_bits, case % 4 == 0));
+            let rows = rng.random_range(1..100usize);
+            let mut x = gaussian(&mut rng, rows);
+            let mut values = vec![0.0; rows.next_multiple_of(8)];
+            x.resize(values.len(), f32::NAN);
+            let mut scratch = Scratch::default();
+            let column = Encoder::with_isa(code.clone(), Isa::Portable).unwrap().encode(&x, &mut values, &mut scratch);
+            let mut decoded = vec![0.0; values.len()];
+            code.decode(&column.path, &column.raw, &mut decoded);
+            assert_eq!(decoded, values);
+            let error: f64 = x[..rows].iter().zip(&values).map(|(x, v)| f64::from(x - v).powi(2)).sum();
+            let least = least_error(&code, &x);
+            assert!(error <= least * 1.002 + 1e-4, "case {case}: {error} against {least}: {code:?}");
+            assert!(error >= least * 0.9999 - 1e-6, "case {case}: {error} below the least {least}");
+            for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+                let mut again = vec![0.0; values.len()];
+                assert_eq!(
+                    Encoder::with_isa(code.clone(), isa).unwrap().encode(&x, &mut again, &mut scratch),
+                    column,
+                    "case {case} {isa:?}"
+                );
+                assert_eq!(again, values);
+            }
+        }
+    }
+}
