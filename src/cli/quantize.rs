@@ -1,5 +1,5 @@
 //! `wsrun quantize`.
-use super::{inspect::Summary, load, output, Usage};
+use super::{inspect, load, output, Usage};
 use crate::format::WsModel;
 use crate::hub::Source;
 use crate::quantize::{Calibration, Options};
@@ -87,9 +87,9 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     let start = Instant::now();
     let report = load::quantize_into(&source.open()?, &options, &args.out)?;
     let seconds = start.elapsed().as_secs_f64();
-    let summary = Summary::new(&args.out, &WsModel::open(&args.out)?)?;
+    let inspection = WsModel::open(&args.out)?.inspect();
     if args.json {
-        let mut object = serde_json::to_value(&summary)?;
+        let mut object = serde_json::to_value(&inspection)?;
         object["out"] = args.out.display().to_string().into();
         object["seconds"] = seconds.into();
         object["mean_relative_error"] = report.mean_error().into();
@@ -97,7 +97,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     }
     output::print(&format!(
         "{}{:.3e} mean relative output error (geometric), {seconds:.0} s\n{}\n",
-        summary.totals(),
+        inspect::totals(&inspection),
         report.mean_error(),
         args.out.display()
     ))

@@ -1,14 +1,20 @@
-//! Writing shards and folders: temporary name, sync, rename.
-use super::header::{self, Dtype};
-use super::{FormatError, VERSION};
+//! Writing a shard.
+use super::header::{self, Dtype, Item};
+use super::shard::ShardFile;
+use super::{files, layer, FormatError, ALIGNMENT};
 use half::f16;
+use rayon::prelude::*;
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use ws_kernels::code::CodeSet;
 use ws_kernels::packed::Parts;
-use xxhash_rust::xxh3::xxh3_64;
+use xxhash_rust::xxh3::Xxh3;
+
+/// Elements that are converted at a time.
+const PIECE: usize = 1 << 14;
 
 /// A quantized matrix before it is written: `parts.codes` are owned bytes.
 pub struct Packed {
@@ -47,195 +53,149 @@ pub struct Shard {
     pub codes: Option<Arc<CodeSet>>,
 }
 
-struct Tensor {
+/// Elements where they are; little-endian bytes are made piece by piece.
+enum Values<'a> {
+    Borrowed(&'a [u8]),
+    Bytes(Vec<u8>),
+    Levels(&'a [i8]),
+    Halves(&'a [f16]),
+    Floats(&'a [f32]),
+}
+
+impl Values<'_> {
+    fn each<E>(&self, sink: &mut dyn FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
+        match self {
+            Self::Borrowed(bytes) => sink(bytes),
+            Self::Bytes(bytes) => sink(bytes),
+            Self::Levels(values) => pieces(values, |v| v.to_le_bytes(), sink),
+            Self::Halves(values) => pieces(values, |v| v.to_le_bytes(), sink),
+            Self::Floats(values) => pieces(values, |v| v.to_le_bytes(), sink),
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Borrowed(bytes) => bytes.len(),
+            Self::Bytes(bytes) => bytes.len(),
+            Self::Levels(values) => size_of_val(*values),
+            Self::Halves(values) => size_of_val(*values),
+            Self::Floats(values) => size_of_val(*values),
+        }
+    }
+
+    fn sum(&self) -> String {
+        let mut hash = Xxh3::new();
+        let Ok(()) = self.each(&mut |bytes| {
+            hash.update(bytes);
+            Ok::<(), Infallible>(())
+        });
+        header::stored(hash.digest())
+    }
+}
+
+fn pieces<T: Copy, const N: usize, E>(
+    values: &[T],
+    bytes: impl Fn(T) -> [u8; N],
+    sink: &mut dyn FnMut(&[u8]) -> Result<(), E>,
+) -> Result<(), E> {
+    values.chunks(PIECE).try_for_each(|piece| sink(piece.iter().map(|&v| bytes(v)).collect::<Vec<_>>().as_flattened()))
+}
+
+struct Tensor<'a> {
     name: String,
     dtype: Dtype,
     shape: Vec<usize>,
-    bytes: Vec<u8>,
+    values: Values<'a>,
 }
 
-impl Tensor {
-    fn new(name: String, dtype: Dtype, shape: Vec<usize>, bytes: Vec<u8>) -> Self {
-        Self { name, dtype, shape, bytes }
-    }
-
-    fn halves(name: String, values: &[f16]) -> Self {
-        Self::new(name, Dtype::F16, vec![values.len()], values.iter().flat_map(|v| v.to_le_bytes()).collect())
-    }
-
-    fn floats(name: String, shape: Vec<usize>, values: &[f32]) -> Self {
-        Self::new(name, Dtype::F32, shape, values.iter().flat_map(|v| v.to_le_bytes()).collect())
-    }
-}
-
-/// Bytes of a packed matrix' tensors in the file: what `stored bits` counts.
-pub fn stored_bytes(parts: &Parts) -> u64 {
-    let row_bytes = exception_row_bytes(parts.out_features) as u64;
-    parts.range.len() as u64
-        + parts.widths.len().div_ceil(2) as u64
-        + 4
-        + 2 * (parts.col_scale.len() + parts.row_scale.len() + parts.exact.len()) as u64
-        + (row_bytes + 4) * parts.exceptions.len() as u64
-}
-
-/// Rows of exceptions are stored in 2 bytes where that is enough.
-fn exception_row_bytes(out_features: usize) -> usize {
-    if out_features > 1 << 16 {
-        4
-    } else {
-        2
-    }
-}
-
-/// The nibble of a width in the column plan.
-fn plan_code(width: u8) -> u8 {
-    match width {
-        8 => 7,
-        16 => 8,
-        k => k,
-    }
-}
-
-fn packed_tensors(packed: &Packed) -> Vec<Tensor> {
-    let (name, parts) = (&packed.name, &packed.parts);
-    let codes = (*parts.codes).as_ref()[parts.range.clone()].to_vec();
-    let plan: Vec<u8> = parts.widths.chunks(2).map(|pair| plan_code(pair[0]) | pair.get(1).map_or(0, |&w| plan_code(w) << 4)).collect();
-    let mut tensors = vec![
-        Tensor::new(format!("{name}.codes"), Dtype::U8, vec![codes.len()], codes),
-        Tensor::new(format!("{name}.plan"), Dtype::U8, vec![plan.len()], plan),
-        Tensor::floats(format!("{name}.scale"), vec![1], &[parts.scale]),
-        Tensor::halves(format!("{name}.col_scale"), &parts.col_scale),
-        Tensor::halves(format!("{name}.row_scale"), &parts.row_scale),
-    ];
-    if !parts.exact.is_empty() {
-        let columns = parts.exact.len() / parts.out_features;
-        let mut exact = Tensor::halves(format!("{name}.exact"), &parts.exact);
-        exact.shape = vec![columns, parts.out_features];
-        tensors.push(exact);
-    }
-    if !parts.exceptions.is_empty() {
-        let count = vec![parts.exceptions.len()];
-        let (dtype, rows) = match exception_row_bytes(parts.out_features) {
-            2 => (Dtype::U16, parts.exceptions.iter().flat_map(|e| (e.row as u16).to_le_bytes()).collect()),
-            _ => (Dtype::U32, parts.exceptions.iter().flat_map(|e| e.row.to_le_bytes()).collect()),
-        };
-        let columns = parts.exceptions.iter().flat_map(|e| e.column.to_le_bytes()).collect();
-        let values: Vec<f16> = parts.exceptions.iter().map(|e| e.value).collect();
-        tensors.push(Tensor::new(format!("{name}.exc_row"), dtype, count.clone(), rows));
-        tensors.push(Tensor::new(format!("{name}.exc_col"), Dtype::U16, count, columns));
-        tensors.push(Tensor::halves(format!("{name}.exc_val"), &values));
-    }
+/// The tensors of a packed matrix in the shapes of the parts, right or not.
+fn packed_tensors(Packed { name, parts }: &Packed) -> Vec<Tensor<'_>> {
+    let exceptions = &parts.exceptions;
+    let column = |bytes: Vec<u8>| (vec![exceptions.len()], Values::Bytes(bytes));
+    let tensors = layer::specs(parts.out_features, &parts.widths, exceptions.len()).unwrap_or_default().into_iter();
     tensors
+        .map(|(end, dtype, expected)| {
+            let (shape, values) = match end {
+                "codes" => {
+                    let codes = &(*parts.codes).as_ref()[parts.range.clone()];
+                    (vec![codes.len()], Values::Borrowed(codes))
+                }
+                "plan" => (expected, Values::Bytes(layer::plan(&parts.widths))),
+                "scale" => (expected, Values::Bytes(parts.scale.to_le_bytes().to_vec())),
+                "col_scale" => (vec![parts.col_scale.len()], Values::Halves(&parts.col_scale)),
+                "row_scale" => (vec![parts.row_scale.len()], Values::Halves(&parts.row_scale)),
+                "exact" => (expected, Values::Halves(&parts.exact)),
+                "exc_row" if dtype == Dtype::U32 => column(exceptions.iter().flat_map(|e| e.row.to_le_bytes()).collect()),
+                "exc_row" => column(exceptions.iter().flat_map(|e| (e.row as u16).to_le_bytes()).collect()),
+                "exc_col" => column(exceptions.iter().flat_map(|e| e.column.to_le_bytes()).collect()),
+                _ => column(exceptions.iter().flat_map(|e| e.value.to_le_bytes()).collect()),
+            };
+            Tensor { name: format!("{name}.{end}"), dtype, shape, values }
+        })
+        .collect()
 }
 
-fn code_tensors(codes: &CodeSet) -> Vec<Tensor> {
+fn code_tensors(codes: &CodeSet) -> Vec<Tensor<'_>> {
     let mut tensors = Vec::new();
     for (width, code) in codes.codes.iter().enumerate().filter_map(|(k, c)| c.as_ref().map(|c| (k, c))) {
-        let prefix = format!("ws.code.{width}");
-        for (end, masks) in [("a", &code.a), ("c", &code.c)] {
-            let shape = vec![masks.len(), code.index_bits as usize];
-            tensors.push(Tensor::new(format!("{prefix}.{end}"), Dtype::U8, shape, masks.concat()));
-        }
-        let shape = vec![code.levels.len(), code.levels[0].len()];
-        let levels = code.levels.iter().flatten().map(|&l| l as u8).collect();
-        tensors.push(Tensor::new(format!("{prefix}.levels"), Dtype::I8, shape, levels));
-        tensors.push(Tensor::floats(format!("{prefix}.unit"), vec![1], &[code.unit]));
+        let mut push = |end: &str, dtype, shape, bytes| {
+            tensors.push(Tensor { name: format!("ws.code.{width}.{end}"), dtype, shape, values: Values::Bytes(bytes) });
+        };
+        push("a", Dtype::U8, vec![code.a.len(), code.index_bits.into()], code.a.concat());
+        push("c", Dtype::U8, vec![code.c.len(), code.index_bits.into()], code.c.concat());
+        let levels: Vec<u8> = code.levels.iter().flatten().map(|&l| l as u8).collect();
+        push("levels", Dtype::I8, vec![code.levels.len(), levels.len() / code.levels.len().max(1)], levels);
+        push("unit", Dtype::F32, vec![1], code.unit.to_le_bytes().to_vec());
     }
     tensors
+}
+
+fn table_tensors(table: &Table8) -> [Tensor<'_>; 3] {
+    let tensor = |end: &str, dtype, shape, values| Tensor { name: format!("{}.{end}", table.name), dtype, shape, values };
+    [
+        tensor("q8", Dtype::I8, vec![table.rows, table.columns], Values::Levels(&table.values)),
+        tensor("q8_scale", Dtype::F16, vec![table.scales.len()], Values::Halves(&table.scales)),
+        tensor("q8_unit", Dtype::F32, vec![1], Values::Bytes(table.unit.to_le_bytes().to_vec())),
+    ]
 }
 
 impl Shard {
-    /// Writes the shard to a temporary name beside `path`, syncs it and renames it.
+    /// Writes the shard to a temporary name beside `path`, syncs it, opens it as a reader would, and renames it.
     ///
     /// # Errors
-    /// [`FormatError::Io`]; nothing is left at `path` then.
+    /// The file system refuses ([`FormatError::Io`]), or the contents make no shard that [`super::WsModel`] would open: nothing is left
+    /// at `path` then.
     pub fn write(&self, path: &Path) -> Result<(), FormatError> {
         let mut tensors: Vec<Tensor> = self.packed.iter().flat_map(packed_tensors).collect();
-        for table in &self.tables {
-            let values = table.values.iter().map(|&v| v as u8).collect();
-            tensors.push(Tensor::new(format!("{}.q8", table.name), Dtype::I8, vec![table.rows, table.columns], values));
-            tensors.push(Tensor::halves(format!("{}.q8_scale", table.name), &table.scales));
-            tensors.push(Tensor::floats(format!("{}.q8_unit", table.name), vec![1], &[table.unit]));
-        }
-        tensors.extend(self.dense.iter().map(|(name, shape, values)| Tensor::floats(name.clone(), shape.clone(), values)));
+        tensors.extend(self.tables.iter().flat_map(table_tensors));
+        tensors.extend(self.dense.iter().map(|(name, shape, values)| Tensor {
+            name: name.clone(),
+            dtype: Dtype::F32,
+            shape: shape.clone(),
+            values: Values::Floats(values),
+        }));
         tensors.extend(self.codes.iter().flat_map(|codes| code_tensors(codes)));
-        // Codes are whole 64-byte vectors: first in the file, they stay aligned.
-        tensors.sort_by_key(|t| !t.name.ends_with(".codes"));
+        // What is used in place and is made of whole 64-byte vectors comes first and stays aligned; then every tensor at a multiple of its element's size.
+        let in_place = |t: &Tensor| (t.name.ends_with(".codes") || t.name.ends_with(".q8")) && t.values.len().is_multiple_of(ALIGNMENT);
+        tensors.sort_by_key(|t| (!in_place(t), std::cmp::Reverse(t.dtype.size())));
 
-        let sums: BTreeMap<&str, String> = tensors.iter().map(|t| (t.name.as_str(), format!("{:016x}", xxh3_64(&t.bytes)))).collect();
-        let shapes: BTreeMap<&str, [usize; 2]> =
-            self.packed.iter().map(|p| (p.name.as_str(), [p.parts.out_features, p.parts.widths.len()])).collect();
-        let metadata = BTreeMap::from([
-            ("format".to_owned(), "pt".to_owned()),
-            ("ws.version".to_owned(), VERSION.to_string()),
-            ("ws.checksums".to_owned(), serde_json::json!(sums).to_string()),
-            ("ws.shapes".to_owned(), serde_json::json!(shapes).to_string()),
-        ]);
-        let entries: Vec<_> = tensors.iter().map(|t| (t.name.clone(), t.dtype, t.shape.clone(), t.bytes.len())).collect();
-        let header = header::build(&entries, &metadata);
-        write_file(path, |file| {
-            file.write_all(&header)?;
-            tensors.iter().try_for_each(|t| file.write_all(&t.bytes))
-        })
+        let items: Vec<Item> = tensors
+            .par_iter()
+            .map(|t| Item { name: t.name.clone(), dtype: t.dtype, shape: t.shape.clone(), bytes: t.values.len(), sum: t.values.sum() })
+            .collect();
+        let shapes: BTreeMap<String, [usize; 2]> =
+            self.packed.iter().map(|p| (p.name.clone(), [p.parts.out_features, p.parts.widths.len()])).collect();
+        let header = header::build(&items, &shapes);
+        files::write(
+            path,
+            |file| {
+                file.write_all(&header)?;
+                tensors.iter().try_for_each(|t| t.values.each(&mut |bytes| file.write_all(bytes)))
+            },
+            |file| {
+                let map = files::map_open(file).map_err(|error| FormatError::Io { action: "read back", path: path.to_owned(), error })?;
+                ShardFile::new(path, map).map(drop)
+            },
+        )
     }
-}
-
-/// Writes a file under a temporary name in the same folder, syncs and renames it.
-fn write_file(path: &Path, fill: impl FnOnce(&mut std::fs::File) -> std::io::Result<()>) -> Result<(), FormatError> {
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let write = || -> std::io::Result<()> {
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        fill(file.as_file_mut())?;
-        file.as_file().sync_all()?;
-        file.persist(path)?;
-        sync_folder(folder)
-    };
-    write().map_err(|error| FormatError::Io { action: "write", path: path.to_owned(), error })
-}
-
-/// A rename is only durable once its folder is.
-fn sync_folder(folder: &Path) -> std::io::Result<()> {
-    std::fs::File::open(folder)?.sync_all()
-}
-
-/// Completes a folder of shards and renames it: writes `model.safetensors.index.json`, `config.json` (with `quantization_config`) and `files`
-/// (name and bytes) into `partial`, then renames `partial` to `dir`. Returns `dir`.
-///
-/// # Errors
-/// [`FormatError::Io`], a damaged shard, or [`FormatError::Exists`] if `dir` exists.
-pub fn finish_folder(
-    partial: &Path,
-    dir: &Path,
-    config: &serde_json::Value,
-    quantization: &serde_json::Value,
-    files: &[(String, Vec<u8>)],
-) -> Result<PathBuf, FormatError> {
-    if dir.exists() {
-        return Err(FormatError::Exists { path: dir.to_owned() });
-    }
-    let mut weight_map = BTreeMap::new();
-    let mut total = 0;
-    for path in super::shard_paths(partial)? {
-        let shard = super::read::ShardFile::open(&path)?;
-        let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        for (name, entry) in &shard.header.tensors {
-            total += entry.range.len() as u64;
-            weight_map.insert(name.clone(), file.clone());
-        }
-    }
-    let mut config = config.clone();
-    let mut quantization = quantization.clone();
-    quantization["quant_method"] = super::METHOD.into();
-    quantization["format_version"] = VERSION.into();
-    config["quantization_config"] = quantization;
-    let index = serde_json::json!({"metadata": {"total_size": total}, "weight_map": weight_map});
-    let text = |value: &serde_json::Value| format!("{value:#}\n").into_bytes();
-    let own = [("model.safetensors.index.json".to_owned(), text(&index)), ("config.json".to_owned(), text(&config))];
-    for (name, bytes) in files.iter().chain(&own) {
-        write_file(&partial.join(name), |file| file.write_all(bytes))?;
-    }
-    std::fs::rename(partial, dir).map_err(|error| FormatError::Io { action: "rename to", path: dir.to_owned(), error })?;
-    let parent = dir.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    sync_folder(parent).map_err(|error| FormatError::Io { action: "sync", path: parent.to_owned(), error })?;
-    Ok(dir.to_owned())
 }
