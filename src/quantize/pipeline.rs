@@ -80,8 +80,6 @@ pub(crate) fn run(model: &Opened, options: &Options, dir: &Path, progress: &mut 
     let (folder, state) = checkpoint.close()?;
     let quantization = serde_json::json!({
         "rate": options.rate,
-        "stored_bits": report.stored_bits(),
-        "weights": report.layers.iter().map(|l| l.weights).sum::<u64>(),
         "mean_relative_error": report.mean_error(),
         "calibration": options.calibration,
         "samples": state.sequences.len(),
