@@ -1,9 +1,8 @@
 //! Calibration text as sequences of token ids.
 use super::{Calibration, Options, Progress, QuantizeError};
 use crate::hub::Opened;
+use crate::sampling::{Sampler, Sampling};
 use candle_core::{Device, Tensor};
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use ws_models::config::Config;
 use ws_models::model::{KvCache, Model};
@@ -54,17 +53,15 @@ fn self_generated(model: &Opened, options: &Options, progress: &mut dyn FnMut(Pr
     while sequences.len() < options.samples {
         let first = sequences.len();
         let count = batch.min(options.samples - first);
-        let mut rngs: Vec<ChaCha8Rng> = (first..first + count)
-            .map(|i| {
-                let mut rng = ChaCha8Rng::seed_from_u64(options.seed);
-                rng.set_stream(i as u64);
-                rng
-            })
-            .collect();
-        let mut texts: Vec<Vec<u32>> = rngs
-            .iter_mut()
-            .map(|rng| bos.into_iter().chain([rng.random_range(0..config.vocab as u32)]).take(options.context).collect())
-            .collect();
+        let settings = Sampling { seed: options.seed, ..Sampling::default() };
+        let mut samplers =
+            (first..first + count).map(|i| Sampler::with_stream(settings.clone(), i as u64)).collect::<Result<Vec<_>, _>>()?;
+        let uniform = vec![0.0; config.vocab];
+        let mut texts = Vec::with_capacity(count);
+        for sampler in &mut samplers {
+            let start = bos.into_iter().chain([sampler.sample(&uniform, &[])?]);
+            texts.push(start.take(options.context).collect::<Vec<u32>>());
+        }
         let mut cache = KvCache::new(config, count, options.context)?;
         let mut fed = 0;
         while texts[0].len() < options.context {
@@ -73,11 +70,9 @@ fn self_generated(model: &Opened, options: &Options, progress: &mut dyn FnMut(Pr
             let logits = dense.forward(&Tensor::from_vec(next, (count, width), &Device::Cpu)?, &mut cache)?;
             fed = texts[0].len();
             let logits = logits.flatten_all()?.to_vec1::<f32>()?;
-            let drawn: Vec<Option<u32>> =
-                logits.par_chunks(config.vocab).zip(&mut rngs).map(|(row, rng)| draw(row, rng.random())).collect();
-            for (text, token) in texts.iter_mut().zip(drawn) {
-                text.push(token.ok_or_else(|| QuantizeError::NotFinite { name: "the dense model's logits".to_owned() })?);
-            }
+            let rows = logits.par_chunks(config.vocab).zip(&mut samplers);
+            let drawn = rows.map(|(row, sampler)| sampler.sample(row, &[])).collect::<Result<Vec<u32>, _>>()?;
+            texts.iter_mut().zip(drawn).for_each(|(text, token)| text.push(token));
             progress(Progress::Calibration { tokens: (first * options.context + count * fed) as u64, total });
         }
         sequences.append(&mut texts);
@@ -87,19 +82,4 @@ fn self_generated(model: &Opened, options: &Options, progress: &mut dyn FnMut(Pr
 
 fn cache_bytes(config: &Config, context: usize) -> usize {
     (2 * 4 * config.layers * config.kv_heads * config.head_dim).saturating_mul(context).max(1)
-}
-
-/// A token from the softmax of `logits`, for `uniform` in [0, 1); `None` if a logit is NaN or all are infinite.
-fn draw(logits: &[f32], uniform: f64) -> Option<u32> {
-    let largest = logits.iter().fold(f32::NEG_INFINITY, |m, &v| m.max(v));
-    if !largest.is_finite() || logits.iter().any(|v| v.is_nan()) {
-        return None;
-    }
-    let weights: Vec<f32> = logits.iter().map(|v| (v - largest).exp()).collect();
-    let mut left = uniform * weights.iter().map(|&w| w as f64).sum::<f64>();
-    let found = weights.iter().position(|&w| {
-        left -= w as f64;
-        left < 0.0
-    });
-    Some(found.unwrap_or(logits.len() - 1) as u32)
 }

@@ -60,16 +60,19 @@ impl Checkpoint {
         self.save()
     }
 
-    /// Removes the state file and what a killed run was writing: the folder is about to become a model.
-    pub(crate) fn close(self) -> Result<(PathBuf, State), QuantizeError> {
+    /// Removes what a killed run was writing, lets `finish` turn the folder into the model `dir`, and removes the state last: a run that is stopped
+    /// in between loses nothing.
+    pub(crate) fn complete(&self, dir: &Path, finish: impl FnOnce(&Path) -> Result<(), QuantizeError>) -> Result<(), QuantizeError> {
         let write = |path: &Path, error| QuantizeError::Write { path: path.to_owned(), error };
         for entry in std::fs::read_dir(&self.folder).map_err(|error| write(&self.folder, error))?.flatten() {
             // The prefix that `tempfile` gives.
-            if entry.file_name() == STATE || entry.file_name().as_encoded_bytes().starts_with(b".tmp") {
+            if entry.file_name().as_encoded_bytes().starts_with(b".tmp") {
                 std::fs::remove_file(entry.path()).map_err(|error| write(&entry.path(), error))?;
             }
         }
-        Ok((self.folder, self.state))
+        finish(&self.folder)?;
+        let state = dir.join(STATE);
+        std::fs::remove_file(&state).map_err(|error| write(&state, error))
     }
 
     fn save(&self) -> Result<(), QuantizeError> {

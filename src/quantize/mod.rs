@@ -244,6 +244,9 @@ pub enum QuantizeError {
     /// The container refuses or cannot be written.
     #[error(transparent)]
     Format(#[from] FormatError),
+    /// The dense model's logits are not usable.
+    #[error("the dense model cannot write calibration text")]
+    Sampling(#[from] crate::sampling::SamplingError),
     /// Calibration text cannot be fetched.
     #[error(transparent)]
     Hub(#[from] HubError),

@@ -77,16 +77,18 @@ pub(crate) fn run(model: &Opened, options: &Options, dir: &Path, progress: &mut 
     if report.stored_bits() > options.rate {
         return Err(QuantizeError::RateTooLow { stored: report.stored_bits(), rate: options.rate });
     }
-    let (folder, state) = checkpoint.close()?;
     let quantization = serde_json::json!({
         "rate": options.rate,
         "mean_relative_error": report.mean_error(),
         "calibration": options.calibration,
-        "samples": state.sequences.len(),
+        "samples": checkpoint.state.sequences.len(),
         "context": options.context,
         "seed": options.seed,
     });
-    finish_folder(&folder, dir, &model.config_json, &quantization, &model.side_files)?;
+    checkpoint.complete(dir, |folder| {
+        finish_folder(folder, dir, &model.config_json, &quantization, &model.side_files)?;
+        Ok(())
+    })?;
     Ok(report)
 }
 
