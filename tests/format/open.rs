@@ -150,7 +150,7 @@ fn tensors_of_a_matrix_must_fit_together() {
     forged(FIRST, |f| f.change(&tensor("exc_row"), |rows| rows[7] = 1), &[MIXED, "exception 3"]);
     forged(FIRST, |f| f.change(&tensor("exc_row"), |rows| rows.fill(0)), &[MIXED, "order"]);
     forged(FIRST, |f| rename(f, &tensor("exc_col"), "exc_col"), &["exc_col", "missing"]);
-    forged(FIRST, |f| rename(f, &tensor("exc_row"), "exc_row"), &["exc", "update wsrun"]);
+    forged(FIRST, |f| rename(f, &tensor("exc_row"), "x.exc_row"), &["exc_col", "update wsrun"]);
     forged(LAST, |f| f.change("model.norm.weight", |bytes| bytes[..4].fill(0xff)), &["model.norm.weight", "NaN at 0"]);
     forged(LAST, |f| f.change("lm_head.q8_scale", |bytes| bytes.fill(0xff)), &["lm_head", "NaN"]);
 }
