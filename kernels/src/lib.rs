@@ -7,6 +7,7 @@
 //! * [`rows8`]: embedding tables and heads as 8-bit rows.
 //! * [`dense`]: products with dense matrices.
 //! * [`viterbi`]: encoding with any linear code.
+//! * [`tables`]: the committed trellis codes.
 //! * [`cpu`]: the instruction-set paths behind one run-time dispatch.
 mod activations;
 pub mod code;
@@ -17,4 +18,5 @@ pub mod layout;
 pub mod packed;
 mod product;
 pub mod rows8;
+pub mod tables;
 pub mod viterbi;

@@ -1,4 +1,5 @@
-//! Packed products against independent definitions.
+//! Packed products and committed codes against independent definitions and figures.
+mod codes;
 mod common;
 mod packed;
 mod rows8;
