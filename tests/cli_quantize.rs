@@ -54,6 +54,25 @@ fn equal_options_give_equal_files_and_the_seed_matters() {
 }
 
 #[test]
+fn trellis_codes_cut_the_error_of_scalar_codes_at_the_same_size() {
+    let f = Fixture::new();
+    let report = |out: &str, more: &[&str]| {
+        let args = [&["quantize", "model", "--rate", "3", "--out", out, "--json"][..], &QUICK, more].concat();
+        f.run(&args).ok().json()
+    };
+    let [trellis, scalar] = [report("trellis", &[]), report("scalar", &["--codes", "scalar"])];
+    let error = |report: &Value| report["mean_relative_error"].as_f64().unwrap();
+    assert!(error(&trellis) < 0.75 * error(&scalar), "{} against {}", error(&trellis), error(&scalar));
+    for report in [&trellis, &scalar] {
+        let bits = report["stored_bits"].as_f64().unwrap();
+        assert!(bits <= 3.0 && bits > 2.9, "{bits}");
+    }
+    let fast = report("fast", &["--effort", "fast"]);
+    assert!(error(&fast) < 0.8 * error(&scalar), "{} against {}", error(&fast), error(&scalar));
+    assert_eq!(fast["quantization"]["codes"]["trellis"], "fast");
+}
+
+#[test]
 fn calibration_may_come_from_a_file() {
     let f = Fixture::new();
     std::fs::write(f.path("notes.txt"), "in the rain an inn and then the thing ".repeat(40)).unwrap();

@@ -3,7 +3,8 @@ use crate::code::{CodeSet, LinearCode};
 use std::sync::Arc;
 
 /// How much work an encoder may spend: which codes a file is written with. Decoding and products cost the same.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Effort {
     /// Windows of 10 path bits: for quantizing while a model is loaded.
     Fast,

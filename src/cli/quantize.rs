@@ -2,10 +2,11 @@
 use super::{inspect, load, output, Usage};
 use crate::format::WsModel;
 use crate::hub::Source;
-use crate::quantize::{Calibration, Options};
+use crate::quantize::{Calibration, Codes, Options};
 use anyhow::bail;
 use std::path::PathBuf;
 use std::time::Instant;
+use ws_kernels::tables::Effort;
 
 /// Quantize a model to a given number of stored bits a weight.
 ///
@@ -21,6 +22,12 @@ pub(super) struct Args {
     /// Folder to make
     #[arg(long, short, value_name = "DIR")]
     out: PathBuf,
+    /// Codes of columns of 1 to 6 bits
+    #[arg(long, value_enum, default_value = "trellis")]
+    codes: Kind,
+    /// Work spent on the search for trellis codes; the file is as large and as fast at each
+    #[arg(long, value_enum, default_value = "default")]
+    effort: Level,
     /// Calibration text: `self` (the model writes it), `wikitext2` (train split through the Hub), or a UTF-8 file
     #[arg(long, default_value = "self", value_name = "TEXT", value_parser = calibration)]
     calibration: Calibration,
@@ -36,6 +43,34 @@ pub(super) struct Args {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Kind {
+    /// Linear trellis codes, found by Viterbi search
+    Trellis,
+    /// Fixed-width levels, rounded to nearest: for comparison
+    Scalar,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Level {
+    /// Least time
+    Fast,
+    /// What the commands that quantize on load use
+    Default,
+    /// For files that are published
+    Best,
+}
+
+impl From<Level> for Effort {
+    fn from(level: Level) -> Self {
+        match level {
+            Level::Fast => Self::Fast,
+            Level::Default => Self::Default,
+            Level::Best => Self::Best,
+        }
+    }
 }
 
 const EXAMPLES: &str = "Examples:
@@ -78,6 +113,10 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     }
     let defaults = Options::new(args.rate);
     let options = Options {
+        codes: match args.codes {
+            Kind::Trellis => Codes::Trellis(args.effort.into()),
+            Kind::Scalar => Codes::Scalar,
+        },
         calibration: args.calibration,
         samples: args.samples.map_or(defaults.samples, |n| n as usize),
         context: args.context.map_or(defaults.context, |n| n as usize),

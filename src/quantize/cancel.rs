@@ -6,6 +6,7 @@ use super::column::{Coder, EXCEPTION_BITS, WIDTHS};
 use super::linalg;
 use faer::Accum;
 use ws_kernels::layout::Column;
+use ws_kernels::viterbi::Scratch;
 
 /// Columns between two matrix products.
 const BLOCK: usize = 64;
@@ -95,6 +96,7 @@ pub(crate) fn cancel(target: Vec<f32>, problem: &Problem, coder: &Coder, plan: &
         outliers: Vec::new(),
         distortion: if matches!(plan, Plan::Search) { vec![[0.0; WIDTHS.len()]; n] } else { Vec::new() },
     };
+    let mut scratch = Scratch::default();
     let mut x = vec![0f32; a];
     let mut weight = vec![0f32; a];
     successive(target, factor, n, |j, y, v| {
@@ -109,7 +111,7 @@ pub(crate) fn cancel(target: Vec<f32>, problem: &Problem, coder: &Coder, plan: &
         }
         let (width, padded, room) = match plan {
             Plan::Search => {
-                let distortion = coder.distortions(&x, &weight, energy, cap);
+                let distortion = coder.distortions(&x, &weight, energy, cap, &mut scratch);
                 let cost = |slot: usize| distortion[slot] + problem.lambda * WIDTHS[slot] as f64;
                 let slot = (0..WIDTHS.len()).min_by(|&a, &b| cost(a).total_cmp(&cost(b))).expect("there are widths");
                 outcome.distortion[j] = distortion;
@@ -117,7 +119,7 @@ pub(crate) fn cancel(target: Vec<f32>, problem: &Problem, coder: &Coder, plan: &
             }
             Plan::Fixed { widths, padded, exceptions } => (widths[j], *padded, exceptions.saturating_sub(outcome.outliers.len())),
         };
-        let encoded = coder.encode(width, &x, padded, &weight, cap);
+        let encoded = coder.encode(width, &x, padded, &weight, cap, &mut scratch);
         let made_before = outcome.outliers.len();
         let (mut dot, mut norm) = (0f64, 0f64);
         for r in 0..a {

@@ -1,8 +1,8 @@
 //! Encoding one column at a width, and what that costs.
 use std::sync::Arc;
 use ws_kernels::code::CodeSet;
-use ws_kernels::encode::encode_scalar;
 use ws_kernels::layout::Column;
+use ws_kernels::viterbi::{Encoder, Scratch};
 
 /// Widths that a column can have: trellis or scalar codes, plain int8, exact f16.
 pub(crate) const WIDTHS: [u8; 9] = [0, 1, 2, 3, 4, 5, 6, 8, 16];
@@ -29,19 +29,26 @@ pub(crate) struct Encoded {
 /// Encodes columns of about unit variance.
 pub(crate) struct Coder {
     pub(crate) codes: Arc<CodeSet>,
+    /// Encoder of each width from 1 to 6, at index `width - 1`.
+    encoders: Vec<Encoder>,
     /// Mean squared error of a unit Gaussian at each of [`WIDTHS`].
     nominal: [f64; WIDTHS.len()],
 }
 
 impl Coder {
+    /// # Panics
+    /// If a width from 1 to 6 has no valid code.
     pub(crate) fn new(codes: Arc<CodeSet>) -> Self {
-        let mut coder = Self { codes, nominal: [0.0; WIDTHS.len()] };
+        let encoder = |width| Encoder::new(codes.get(width).expect("a code for every width from 1 to 6").clone()).expect("a valid code");
+        let encoders = (1..=6).map(encoder).collect();
+        let mut coder = Self { codes, encoders, nominal: [0.0; WIDTHS.len()] };
+        let mut scratch = Scratch::default();
         // Quantile midpoints of the Gaussian, shuffled, stand for a long random sample.
         let mut sample: Vec<f32> = (0..4096).map(|i| gaussian_quantile((i as f64 + 0.5) / 4096.0) as f32).collect();
         use rand::{seq::SliceRandom, SeedableRng};
         sample.shuffle(&mut rand_chacha::ChaCha8Rng::seed_from_u64(0));
         for (slot, &width) in WIDTHS.iter().enumerate() {
-            let encoded = coder.encode_at(width, &sample, sample.len(), 1.0);
+            let encoded = coder.encode_at(width, &sample, sample.len(), 1.0, &mut scratch);
             coder.nominal[slot] =
                 sample.iter().zip(&encoded.values).map(|(x, q)| ((x - q * encoded.stretch) as f64).powi(2)).sum::<f64>() / 4096.0;
         }
@@ -55,30 +62,30 @@ impl Coder {
 
     /// Distortion of the column at each of [`WIDTHS`], in units of `y^2`, where `y = x * weight`. An entry never costs more than `cap`
     /// (an exception makes it exact).
-    pub(crate) fn distortions(&self, x: &[f32], weight: &[f32], energy: f64, cap: f64) -> [f64; WIDTHS.len()] {
+    pub(crate) fn distortions(&self, x: &[f32], weight: &[f32], energy: f64, cap: f64, scratch: &mut Scratch) -> [f64; WIDTHS.len()] {
         if fourth_moment(x) < GAUSSIAN_KURTOSIS {
             return self.nominal.map(|d| d * energy);
         }
         let mut out = [0.0; WIDTHS.len()];
         for (slot, &width) in WIDTHS.iter().enumerate() {
-            out[slot] = self.best(width, x, x.len(), weight, cap).1;
+            out[slot] = self.best(width, x, x.len(), weight, cap, scratch).1;
         }
         out
     }
 
     /// Encodes `x` padded to `padded` rows; the stretch is searched where the column is not Gaussian.
-    pub(crate) fn encode(&self, width: u8, x: &[f32], padded: usize, weight: &[f32], cap: f64) -> Encoded {
+    pub(crate) fn encode(&self, width: u8, x: &[f32], padded: usize, weight: &[f32], cap: f64, scratch: &mut Scratch) -> Encoded {
         if width == 0 || width == 16 || fourth_moment(x) < GAUSSIAN_KURTOSIS {
-            return self.encode_at(width, x, padded, 1.0);
+            return self.encode_at(width, x, padded, 1.0, scratch);
         }
-        self.best(width, x, padded, weight, cap).0
+        self.best(width, x, padded, weight, cap, scratch).0
     }
 
-    fn best(&self, width: u8, x: &[f32], padded: usize, weight: &[f32], cap: f64) -> (Encoded, f64) {
+    fn best(&self, width: u8, x: &[f32], padded: usize, weight: &[f32], cap: f64, scratch: &mut Scratch) -> (Encoded, f64) {
         let stretches = if (1..=6).contains(&width) { &STRETCHES[..] } else { &STRETCHES[..1] };
         let mut best: Option<(Encoded, f64)> = None;
         for &stretch in stretches {
-            let encoded = self.encode_at(width, x, padded, stretch);
+            let encoded = self.encode_at(width, x, padded, stretch, scratch);
             let error = x
                 .iter()
                 .zip(&encoded.values)
@@ -93,7 +100,7 @@ impl Coder {
         best.expect("there is at least one stretch")
     }
 
-    fn encode_at(&self, width: u8, x: &[f32], padded: usize, stretch: f32) -> Encoded {
+    fn encode_at(&self, width: u8, x: &[f32], padded: usize, stretch: f32, scratch: &mut Scratch) -> Encoded {
         match width {
             0 => Encoded { column: None, values: vec![0.0; x.len()], stretch: 1.0 },
             16 => Encoded { column: None, values: x.to_vec(), stretch: 1.0 },
@@ -105,11 +112,12 @@ impl Coder {
                 Encoded { column: Some(Column { path: Vec::new(), raw }), values, stretch: step }
             }
             _ => {
-                let code = self.codes.codes[width as usize].as_ref().expect("a code for every width from 1 to 6");
+                // Rows beyond the column are free, and encoders take whole groups of 8.
+                let length = padded.next_multiple_of(8);
                 let mut scaled: Vec<f32> = x.iter().map(|v| v / stretch).collect();
-                scaled.resize(padded, 0.0);
-                let mut values = vec![0.0; padded];
-                let column = encode_scalar(code, &scaled, &mut values);
+                scaled.resize(length, f32::NAN);
+                let mut values = vec![0.0; length];
+                let column = self.encoders[width as usize - 1].encode(&scaled, &mut values, scratch);
                 values.truncate(x.len());
                 Encoded { column: Some(column), values, stretch }
             }
@@ -122,7 +130,7 @@ fn fourth_moment(x: &[f32]) -> f32 {
 }
 
 /// Inverse of the standard normal distribution function (Acklam's rational approximation, relative error 1e-9).
-fn gaussian_quantile(p: f64) -> f64 {
+pub(crate) fn gaussian_quantile(p: f64) -> f64 {
     const A: [f64; 6] =
         [-3.969683028665376e1, 2.209460984245205e2, -2.759285104469687e2, 1.38357751867269e2, -3.066479806614716e1, 2.506628277459239];
     const B: [f64; 5] = [-5.447609879822406e1, 1.615858368580409e2, -1.556989798598866e2, 6.680131188771972e1, -1.328068155288572e1];

@@ -9,7 +9,9 @@
 use crate::format::FormatError;
 use crate::hub::{HubError, Opened};
 use std::path::{Path, PathBuf};
+use ws_kernels::code::CodeSet;
 use ws_kernels::packed::PackError;
+use ws_kernels::tables::Effort;
 use ws_models::weights::WeightError;
 
 mod calibration;
@@ -37,11 +39,32 @@ pub enum Calibration {
     Wikitext2,
 }
 
+/// Which codes columns of 1 to 6 bits are stored with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Codes {
+    /// Linear trellis codes, found by Viterbi search at this effort.
+    Trellis(Effort),
+    /// Fixed-width Lloyd-Max levels, rounded to nearest: for comparison.
+    Scalar,
+}
+
+impl Codes {
+    fn set(self) -> CodeSet {
+        match self {
+            Self::Trellis(effort) => CodeSet::trellis(effort),
+            Self::Scalar => CodeSet::scalar(),
+        }
+    }
+}
+
 /// What `wsrun quantize` is asked for.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Options {
     /// Stored bits a weight of the linear layers, 1 to 8, every side byte counted.
     pub rate: f64,
+    /// Codes of columns of 1 to 6 bits.
+    pub codes: Codes,
     /// Calibration text.
     pub calibration: Calibration,
     /// Calibration sequences.
@@ -53,9 +76,9 @@ pub struct Options {
 }
 
 impl Options {
-    /// The defaults for a rate: 64 sequences of 256 tokens that the model writes itself, seed 0.
+    /// The defaults for a rate: trellis codes, 64 sequences of 256 tokens that the model writes itself, seed 0.
     pub fn new(rate: f64) -> Self {
-        Self { rate, calibration: Calibration::SelfGenerated, samples: 64, context: 256, seed: 0 }
+        Self { rate, codes: Codes::Trellis(Effort::Default), calibration: Calibration::SelfGenerated, samples: 64, context: 256, seed: 0 }
     }
 }
 

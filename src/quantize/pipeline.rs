@@ -13,7 +13,6 @@ use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 use std::path::Path;
 use std::sync::Arc;
-use ws_kernels::code::CodeSet;
 use ws_kernels::rows8::Rows8;
 use ws_models::config::Config;
 use ws_models::linear::{Matrix, Table};
@@ -46,7 +45,7 @@ pub(crate) fn run(model: &Opened, options: &Options, dir: &Path, progress: &mut 
         checkpoint.state.blocks.pop();
     }
 
-    let coder = Coder::new(Arc::new(CodeSet::scalar()));
+    let coder = Coder::new(Arc::new(options.codes.set()));
     let mut hidden = hidden_states(config, &embedding, &checkpoint.state.sequences)?;
     let mut carry = -CODE_TABLE_BYTES;
     progress(Progress::Blocks { done: checkpoint.state.blocks.len(), total: config.layers });
@@ -80,6 +79,7 @@ pub(crate) fn run(model: &Opened, options: &Options, dir: &Path, progress: &mut 
     let quantization = serde_json::json!({
         "rate": options.rate,
         "mean_relative_error": report.mean_error(),
+        "codes": options.codes,
         "calibration": options.calibration,
         "samples": checkpoint.state.sequences.len(),
         "context": options.context,
