@@ -1,6 +1,6 @@
 //! Files from the Hugging Face Hub: the cache first, only what a model needs, clear words when there is no network.
 use super::HubError;
-use hf_hub::api::sync::{Api, ApiBuilder, ApiRepo};
+use hf_hub::api::sync::{Api, ApiBuilder};
 use hf_hub::{Cache, Repo};
 use std::path::{Path, PathBuf};
 
@@ -10,21 +10,18 @@ const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
 
 /// Fetches a model's config, tokenizer and safetensors; returns the folder that holds them. `HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN`, `HF_ENDPOINT` and
-/// `HF_HUB_OFFLINE` are respected.
+/// `HF_HUB_OFFLINE` are respected; nothing is asked of the network when the cache holds all weights.
 pub(super) fn model(repo: &str, name: &str) -> Result<PathBuf, HubError> {
     let files = Files::new(Repo::model(repo.to_owned()), name)?;
-    let config = files.get("config.json")?;
-    files.get("tokenizer.json")?;
-    OPTIONAL.iter().for_each(|file| drop(files.get(file)));
-    match files.get(INDEX) {
-        Ok(index) => {
-            for shard in shards(&index)? {
-                files.get(&shard)?;
-            }
-        }
-        Err(_) => drop(files.get(SINGLE)?),
+    if let Some(dir) = files.cached_model()? {
+        return Ok(dir);
     }
-    Ok(config.parent().map_or_else(PathBuf::new, Path::to_path_buf))
+    files.fetch_model()?;
+    // A repository that changed since its first file came leaves two incomplete snapshots; the second pass completes the newer one.
+    if files.cached_model()?.is_none() {
+        files.fetch_model()?;
+    }
+    files.cached_model()?.ok_or_else(|| files.error("config.json", "the repository is changing"))
 }
 
 /// Fetches one file of a data set.
@@ -65,29 +62,71 @@ impl Files {
             if let Some(endpoint) = set("HF_ENDPOINT") {
                 builder = builder.with_endpoint(endpoint.trim_end_matches('/').to_owned());
             }
-            if let Some(token) = set("HF_TOKEN") {
-                builder = builder.with_token(Some(token));
-            }
+            // The token file stands in HF_HOME, wherever the cache is.
+            builder = builder.with_token(set("HF_TOKEN").or_else(|| Cache::from_env().token()));
             files.api = Some(builder.build().map_err(|e| files.error("the repository", &e.to_string()))?);
         }
         Ok(files)
     }
 
-    fn get(&self, file: &str) -> Result<PathBuf, HubError> {
-        if let Some(path) = self.cache.repo(self.repo.clone()).get(file) {
-            return Ok(path);
-        }
-        let Some(api) = &self.api else {
-            return Err(self.error(file, "it is not in the cache and HF_HUB_OFFLINE is set"));
+    fn cached(&self, file: &str) -> Option<PathBuf> {
+        self.cache.repo(self.repo.clone()).get(file)
+    }
+
+    /// The cached snapshot, if it has config, tokenizer and all weights.
+    fn cached_model(&self) -> Result<Option<PathBuf>, HubError> {
+        let (Some(config), Some(_)) = (self.cached("config.json"), self.cached("tokenizer.json")) else { return Ok(None) };
+        let weights = match self.cached(INDEX) {
+            Some(index) => shards(&index)?,
+            None => vec![SINGLE.to_owned()],
         };
-        let repo: ApiRepo = api.repo(self.repo.clone());
-        repo.download(file).map_err(|e| self.error(file, &e.to_string()))
+        let complete = weights.iter().all(|file| self.cached(file).is_some());
+        Ok(complete.then(|| config.parent().map_or_else(PathBuf::new, Path::to_path_buf)))
+    }
+
+    /// Small files first, so that a snapshot with all weights has all files.
+    fn fetch_model(&self) -> Result<(), HubError> {
+        for file in ["config.json", "tokenizer.json"] {
+            self.get(file)?;
+        }
+        for file in OPTIONAL {
+            self.get_if_any(file)?;
+        }
+        let weights = match self.get_if_any(INDEX)? {
+            Some(index) => shards(&index)?,
+            None => vec![SINGLE.to_owned()],
+        };
+        weights.iter().try_for_each(|file| self.get(file).map(drop))
+    }
+
+    fn get(&self, file: &str) -> Result<PathBuf, HubError> {
+        self.get_if_any(file)?.ok_or_else(|| match self.api {
+            Some(_) => self.error(file, "the repository does not have it (status 404)"),
+            None => self.error(file, "it is not in the cache and HF_HUB_OFFLINE is set"),
+        })
+    }
+
+    /// `None` if the repository does not have the file, or if it is not cached when offline.
+    fn get_if_any(&self, file: &str) -> Result<Option<PathBuf>, HubError> {
+        if let Some(path) = self.cached(file) {
+            return Ok(Some(path));
+        }
+        let Some(api) = &self.api else { return Ok(None) };
+        match api.repo(self.repo.clone()).download(file) {
+            Ok(path) => Ok(Some(path)),
+            Err(error) => match error.to_string() {
+                why if why.ends_with("status: 404") => Ok(None),
+                why => Err(self.error(file, &why)),
+            },
+        }
     }
 
     fn error(&self, file: &str, why: &str) -> HubError {
         let fix = match self.name.as_str() {
             "smollm2-135m" => "run scripts/get-smollm2.sh, which needs no Hub, or give a local folder or .gguf file".to_owned(),
-            _ if why.contains("401") || why.contains("403") => "accept the model's licence on the Hub and set HF_TOKEN".to_owned(),
+            _ if why.ends_with("status: 401") || why.ends_with("status: 403") => {
+                "check the name; if the repository is gated, accept its licence on the Hub and set HF_TOKEN".to_owned()
+            }
             _ => "check the network and the name, or give a local folder or .gguf file".to_owned(),
         };
         HubError::Fetch { repo: self.repo.url(), file: file.to_owned(), why: why.to_owned(), fix }

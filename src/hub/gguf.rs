@@ -56,7 +56,15 @@ impl Meta<'_> {
 
     fn real(&self, key: &str) -> Option<f64> {
         let value = self.get(key)?;
-        value.to_f32().map(f64::from).or_else(|_| value.to_f64()).ok()
+        value.to_f32().map(f64::from).or_else(|_| value.to_f64()).ok().filter(|v| v.is_finite())
+    }
+
+    /// `value`, or `default` where the key is absent.
+    fn or<T>(&self, key: &str, value: Option<T>, default: T) -> Result<T, HubError> {
+        match self.get(key) {
+            Some(_) => self.need(key, value),
+            None => Ok(default),
+        }
     }
 
     fn need<T>(&self, key: &str, value: Option<T>) -> Result<T, HubError> {
@@ -80,12 +88,12 @@ pub(super) fn open(path: &Path) -> Result<Opened, HubError> {
     let mut config = Config::from_json(&config_json.to_string()).map_err(|error| HubError::Config { path: path.to_owned(), error })?;
     let side_files = gguf_tokenizer::side_files(&meta)?;
     let text = tokenizer::from_files(path, side_files, config.bos)?;
-    super::add_ends(&mut config, tokenizer::more_ends(&text.side_files));
+    super::add_ends(&mut config, &text.ends);
     let dtype = dense_dtype(&config, DType::BF16, available_memory().unwrap_or(u64::MAX));
     let interleaved = config.architecture == "LlamaForCausalLM";
     let heads = (config.heads, config.kv_heads);
     let weights = Box::new(GgufWeights { path: path.to_owned(), map, content, dtype, interleaved, heads });
-    let tokenizer::TextFiles { tokenizer, add_bos, chat_template, side_files } = text;
+    let tokenizer::TextFiles { tokenizer, add_bos, chat_template, side_files, .. } = text;
     Ok(Opened { config, config_json, weights, tokenizer, add_bos, chat_template, side_files })
 }
 
@@ -103,19 +111,34 @@ fn config_json(meta: &Meta, map: &[u8]) -> Result<serde_json::Value, HubError> {
         meta.need(&key, meta.whole(&key))
     };
     let heads = whole("attention.head_count")?;
-    let kv_key = format!("{name}.attention.head_count_kv");
-    let kv_heads = if meta.get(&kv_key).is_some() { meta.need(&kv_key, meta.whole(&kv_key))? } else { heads };
+    let whole_or = |end: &str, default: u64| {
+        let key = format!("{name}.{end}");
+        meta.or(&key, meta.whole(&key), default)
+    };
+    let kv_heads = whole_or("attention.head_count_kv", heads)?;
     let hidden = whole("embedding_length")?;
     let eps_key = format!("{name}.attention.layer_norm_rms_epsilon");
     let embedding = meta.content.tensor_infos.get("token_embd.weight");
     let vocab = embedding.and_then(|t| t.shape.dims().first().copied());
-    let head_dim = meta.whole(&format!("{name}.attention.key_length")).or_else(|| (heads > 0).then(|| hidden / heads));
+    let head_dim = whole_or("attention.key_length", hidden.checked_div(heads).unwrap_or(0))?;
     let has = |tensor: &str| meta.content.tensor_infos.contains_key(tensor);
     if has("blk.0.ffn_gate_inp.weight") {
         return Err(meta.bad("is a mixture of experts; only dense models are supported".to_owned()));
     }
-    let theta = meta.real(&format!("{name}.rope.freq_base")).unwrap_or(10000.0);
+    let theta_key = format!("{name}.rope.freq_base");
+    let theta = meta.or(&theta_key, meta.real(&theta_key), 10000.0)?;
     let context = whole("context_length")?;
+    let refuse = |end: &str, value: u64, supported: u64| {
+        Err(meta.bad(format!("has {name}.{end} {value}; only {supported} is supported for this model")))
+    };
+    let rotated = whole_or("rope.dimension_count", head_dim)?;
+    if rotated != head_dim {
+        return refuse("rope.dimension_count", rotated, head_dim);
+    }
+    let window = whole_or("attention.sliding_window", 0)?;
+    if (1..context).contains(&window) {
+        return refuse("attention.sliding_window", window, 0);
+    }
     let mut config = json!({
         "architectures": [architecture],
         "model_type": name,
@@ -145,7 +168,7 @@ fn config_json(meta: &Meta, map: &[u8]) -> Result<serde_json::Value, HubError> {
     }
     let scaling = meta.text(&format!("{name}.rope.scaling.type")).unwrap_or("none");
     if has("rope_freqs.weight") {
-        config["rope_scaling"] = llama3_scaling(meta, map, theta, head_dim.unwrap_or(0))?;
+        config["rope_scaling"] = llama3_scaling(meta, map, theta, head_dim)?;
     } else if scaling == "linear" {
         let key = format!("{name}.rope.scaling.factor");
         config["rope_scaling"] = json!({"rope_type": "linear", "factor": meta.need(&key, meta.real(&key))?});

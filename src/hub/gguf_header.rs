@@ -3,6 +3,10 @@ use candle_core::quantized::gguf_file::Content;
 
 /// Arrays within arrays that are followed.
 const DEEPEST: usize = 4;
+/// Elements of an array at most: the reader spends 32 bytes on each, and the longest real ones (merges) have a few hundred thousand.
+const LONGEST: u64 = 1 << 22;
+/// Tensor types that can be dequantized: F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K and BF16.
+const TYPES: [u32; 13] = [0, 1, 2, 3, 6, 7, 8, 10, 11, 12, 13, 14, 30];
 /// Dimensions of a tensor at most.
 const DIMENSIONS: u32 = 4;
 
@@ -45,7 +49,7 @@ impl<'a> Walk<'a> {
             8 => return self.string().map(drop),
             9 if depth < DEEPEST => {
                 let (kind, count) = (self.u32()?, self.count()?);
-                if count > self.left.len() as u64 {
+                if count > LONGEST.min(self.left.len() as u64) {
                     return None;
                 }
                 return (0..count).try_for_each(|_| self.value(kind, depth + 1));
@@ -71,25 +75,36 @@ pub(super) fn check(file: &[u8]) -> Result<(), String> {
     let (tensors, values) = walk.count().zip(walk.count()).ok_or("is truncated in its header")?;
     for i in 0..values {
         let entry = (|| {
-            walk.string()?;
+            let key = walk.string()?;
             let kind = walk.u32()?;
-            walk.value(kind, 0)
+            let value = walk.left;
+            walk.value(kind, 0)?;
+            let used = value.len() - walk.left.len();
+            // The reader divides by it.
+            (key != b"general.alignment" || value[..used].iter().any(|&byte| byte != 0)).then_some(())
         })();
         entry.ok_or_else(|| truncated("metadata entry", i))?;
     }
     for i in 0..tensors {
         let entry = (|| {
-            walk.string()?;
+            let name = walk.string()?;
             let dimensions = walk.u32().filter(|&d| d <= DIMENSIONS)?;
             let mut elements = 1u64;
             for _ in 0..dimensions {
-                elements = elements.checked_mul(walk.count()?)?;
+                elements = elements.checked_mul(walk.count().filter(|&n| n > 0)?)?;
             }
             usize::try_from(elements).ok()?;
-            walk.u32()?;
-            walk.take(8).map(drop)
+            let kind = walk.u32()?;
+            walk.take(8)?;
+            Some((name, kind))
         })();
-        entry.ok_or_else(|| truncated("tensor", i))?;
+        let (name, kind) = entry.ok_or_else(|| truncated("tensor", i))?;
+        if !TYPES.contains(&kind) {
+            let name = String::from_utf8_lossy(name);
+            return Err(format!(
+                "tensor {name} has GGML type {kind}; supported are F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1 and Q2_K to Q6_K"
+            ));
+        }
     }
     Ok(())
 }

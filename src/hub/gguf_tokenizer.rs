@@ -78,7 +78,8 @@ fn added_tokens(meta: &Meta, tokens: &[&str]) -> Vec<Json> {
 /// Byte-level BPE, and whether its kind starts text with BOS.
 fn byte_level(meta: &Meta, vocab: &HashMap<&str, usize>) -> Result<(Json, bool), HubError> {
     let merges: Vec<Vec<&str>> = strings(meta, "tokenizer.ggml.merges")?.iter().map(|m| m.splitn(2, ' ').collect()).collect();
-    if let Some(merge) = merges.iter().find(|m| m.len() != 2 || !m.iter().all(|part| vocab.contains_key(part))) {
+    let known = |m: &Vec<&str>| m.len() == 2 && m.iter().all(|part| vocab.contains_key(part)) && vocab.contains_key(m.concat().as_str());
+    if let Some(merge) = merges.iter().find(|m| !known(m)) {
         return Err(meta.bad(format!("has a merge {merge:?} of tokens that do not exist")));
     }
     let bytes = |regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex});
@@ -130,13 +131,17 @@ fn sentence_piece(meta: &Meta, tokens: &[&str], vocab: &HashMap<&str, usize>) ->
     let merges: Vec<[&str; 2]> = merges.into_iter().map(|(_, _, _, left, right)| [left, right]).collect();
     let unknown = tokens.get(meta.whole("tokenizer.ggml.unknown_token_id").unwrap_or(0) as usize);
     let replace = |from: &str, to: &str| json!({"type": "Replace", "pattern": {"String": from}, "content": to});
+    let mut normalizers = vec![replace(" ", "▁")];
+    let mut decoders = vec![replace("▁", " "), json!({"type": "ByteFallback"}), json!({"type": "Fuse"})];
+    if meta.bool("tokenizer.ggml.add_space_prefix").unwrap_or(true) {
+        normalizers.insert(0, json!({"type": "Prepend", "prepend": "▁"}));
+        decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
+    }
     Ok(json!({
-        "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, replace(" ", "▁")]},
+        "normalizer": {"type": "Sequence", "normalizers": normalizers},
         "pre_tokenizer": null,
         "post_processor": null,
-        "decoder": {"type": "Sequence", "decoders": [
-            replace("▁", " "), {"type": "ByteFallback"}, {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0},
-        ]},
+        "decoder": {"type": "Sequence", "decoders": decoders},
         "model": {
             "type": "BPE", "dropout": null, "unk_token": unknown, "continuing_subword_prefix": null, "end_of_word_suffix": null,
             "fuse_unk": true, "byte_fallback": true, "ignore_merges": false, "vocab": vocab, "merges": merges,

@@ -99,13 +99,13 @@ impl Source {
 
 fn opened(dir: &Path, mut config: Config, config_json: serde_json::Value, weights: Box<dyn Weights>) -> Result<Opened, HubError> {
     let text = tokenizer::read(dir, config.bos)?;
-    add_ends(&mut config, tokenizer::more_ends(&text.side_files));
-    let tokenizer::TextFiles { tokenizer, add_bos, chat_template, side_files } = text;
+    add_ends(&mut config, &text.ends);
+    let tokenizer::TextFiles { tokenizer, add_bos, chat_template, side_files, .. } = text;
     Ok(Opened { config, config_json, weights, tokenizer, add_bos, chat_template, side_files })
 }
 
-fn add_ends(config: &mut Config, ends: Vec<u32>) {
-    for end in ends {
+fn add_ends(config: &mut Config, ends: &[u32]) {
+    for &end in ends {
         if !config.eos.contains(&end) {
             config.eos.push(end);
         }

@@ -28,7 +28,11 @@ pub fn resolve(name: &str) -> Result<Source, HubError> {
     }
     if let Some(alias) = aliases().iter().find(|a| a.name == name) {
         let copy = home().join("models").join(name);
-        return if copy.exists() { local(&copy) } else { repository(&alias.repo, name) };
+        return match copy.exists().then(|| local(&copy)) {
+            // What an interrupted download leaves is no copy.
+            None | Some(Err(HubError::Missing { .. })) => repository(&alias.repo, name),
+            Some(copy) => copy,
+        };
     }
     let is_repository = name.split('/').count() == 2 && name.split('/').all(is_plain);
     if is_repository {
@@ -54,7 +58,7 @@ fn packed(name: &str, base: &str, rate: f64) -> Result<Source, HubError> {
     }
     // A local model's packed copy stands beside it, any other's among wsrun's own files.
     let dir = match Path::new(base).exists() {
-        true => PathBuf::from(format!("{base}-ws{rate}")),
+        true => PathBuf::from(format!("{}-ws{rate}", base.trim_end_matches('/'))),
         false => home().join("packed").join(format!("{}-ws{rate}", base.replace('/', "--"))),
     };
     if WsModel::is_ws(&dir) {

@@ -59,10 +59,10 @@ impl Weights for PackedWeights {
 
     fn table(&self, prefix: &str, vocab: usize, hidden: usize) -> Result<Table, WeightError> {
         if self.model.has_matrix(prefix) {
-            let Linear { matrix: Matrix::Packed(matrix), .. } = self.linear(prefix, vocab, hidden, false)? else {
-                return Err(self.shape_error(prefix, &[], &[vocab, hidden]));
-            };
-            return Ok(Table::Packed(matrix));
+            return Ok(match self.linear(prefix, vocab, hidden, false)?.matrix {
+                Matrix::Packed(matrix) => Table::Packed(matrix),
+                Matrix::Dense(matrix) => Table::Dense(matrix),
+            });
         }
         let rows = self.model.rows8(prefix)?;
         let (found, wanted) = ([rows.rows(), rows.columns()], [vocab, hidden]);

@@ -12,6 +12,8 @@ pub(super) struct TextFiles {
     pub(super) tokenizer: Tokenizer,
     pub(super) add_bos: bool,
     pub(super) chat_template: Option<String>,
+    /// Ends of text that generation_config.json adds to those of config.json.
+    pub(super) ends: Vec<u32>,
     pub(super) side_files: Vec<(String, Vec<u8>)>,
 }
 
@@ -37,10 +39,12 @@ pub(super) fn from_files(dir: &Path, side_files: Vec<(String, Vec<u8>)>, bos: Op
         fix: "put the model's tokenizer.json into the folder (slow tokenizers are not supported)".to_owned(),
     })?;
     let tokenizer = Tokenizer::from_bytes(bytes).map_err(|e| damaged("tokenizer.json", format!("is no tokenizer: {e}")))?;
-    let config: Value = match file("tokenizer_config.json") {
-        Some(bytes) => serde_json::from_slice(bytes).map_err(|e| damaged("tokenizer_config.json", format!("is not JSON: {e}")))?,
-        None => Value::Null,
+    let json = |name: &str| match file(name) {
+        Some(bytes) => serde_json::from_slice(bytes).map_err(|e| damaged(name, format!("is not JSON: {e}"))),
+        None => Ok(Value::Null),
     };
+    let config: Value = json("tokenizer_config.json")?;
+    let ends = ends(&json("generation_config.json")?);
     let add_bos = bos.is_some()
         && config["add_bos_token"].as_bool().unwrap_or_else(|| {
             let encoding = tokenizer.encode_fast("a", true);
@@ -50,7 +54,7 @@ pub(super) fn from_files(dir: &Path, side_files: Vec<(String, Vec<u8>)>, bos: Op
         Some(bytes) => Some(String::from_utf8_lossy(bytes).into_owned()),
         None => template(&config["chat_template"]),
     };
-    Ok(TextFiles { tokenizer, add_bos, chat_template, side_files })
+    Ok(TextFiles { tokenizer, add_bos, chat_template, ends, side_files })
 }
 
 /// A template, or the one named `default` of several.
@@ -62,10 +66,8 @@ fn template(value: &Value) -> Option<String> {
     value.as_str().map(str::to_owned).or_else(|| value.as_array().and_then(named))
 }
 
-/// Ends of text that generation_config.json adds to those of config.json.
-pub(super) fn more_ends(side_files: &[(String, Vec<u8>)]) -> Vec<u32> {
-    let bytes = side_files.iter().find(|(name, _)| name == "generation_config.json").map(|(_, bytes)| bytes.as_slice());
-    let config: Value = bytes.and_then(|b| serde_json::from_slice(b).ok()).unwrap_or(Value::Null);
+/// Token ids of `eos_token_id` in generation_config.json: none, one or many.
+fn ends(config: &Value) -> Vec<u32> {
     let ends = &config["eos_token_id"];
     let id = |v: &Value| v.as_u64().and_then(|v| u32::try_from(v).ok());
     id(ends).into_iter().chain(ends.as_array().into_iter().flatten().filter_map(id)).collect()
