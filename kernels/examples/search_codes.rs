@@ -1,15 +1,17 @@
-//! Searches linear trellis codes for the unit Gaussian: random taps, then local search by bit flips, the levels trained on the code's own output.
+//! Searches linear trellis codes for the unit Gaussian: random masks, then simulated annealing by bit flips, the levels trained on the code's own
+//! output.
 //!
-//!     cargo run --release -p ws-kernels --example search_codes -- path=2 raw=0 index=6 window=12 rounds=20 seed=1
+//!     cargo run --release -p ws-kernels --example search_codes -- path=1 raw=1 index=5 window=12 steps=4000 seed=1
 //!
-//! prints the best code as a row of `src/tables.rs`. Options, `key=value`:
+//! prints the best code as a row of `src/tables/`. Options, `key=value`:
 //! * `path`, `raw`, `index`: bits of each kind; `window`: path bits that a row reads at most.
-//! * `structure`: `window` (taps on the newest path bits), `shift` (the previous byte through one mixing matrix, shifted by the row position),
-//!   `nibble` (every nibble of path bits gives one byte from the last three nibbles, its halves being the indices).
-//! * `start`: taps to start from instead of random ones, `a,b,c;d,e,f` for several.
-//! * `reach`: largest level in 1/100 of a standard deviation; a small one leaves finer steps to the levels near zero.
-//! * `rounds`: starts, `steps`: flips tried in each, `heat`: first temperature in 1/10000 of the error; `seed`; `threads`: the result does not
-//!   depend on it; `short`: rows of the sample for the annealing.
+//! * `structure`: `window` (all row positions share taps on the newest path bits, one level table), `rows` (masks and levels of its own for each
+//!   row position, reading up to `ahead` path bits after the row's own), `shift` (the previous byte through one mixing matrix, shifted by the row
+//!   position), `nibble` (every nibble of path bits gives one byte from the last three nibbles, its halves being the indices).
+//! * `start`: taps, or with `rows` also masks for each position, to start from instead of random ones; `a,b,c;d,e,f` for several.
+//! * `rounds`: starts; `steps`: flips tried in each; `heat`: first temperature in 1/10000 of the error; `seed`; `threads`: the result does not
+//!   depend on it; `short`: rows of the sample of the search, a multiple of 131072 for the eighth that trains a start. Two codes' errors over 2^17 rows differ by 0.3 % by chance, and
+//!   thousands of steps find such chances.
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -22,6 +24,18 @@ use ws_kernels::viterbi::{Encoder, Scratch};
 /// Rows of a column: edge effects are those of real matrices.
 const ROWS: usize = 2048;
 
+/// Samples are stratified, and points of the search rejected, in chunks of so many rows.
+const CHUNK: usize = 1 << 14;
+
+/// Relative difference of two codes' errors over a chunk that may be chance.
+const CHUNK_NOISE: f64 = 0.004;
+
+/// Levels go so many times as far as their conditional means: without, rounding stops them early (1.2 % more error at 4 bits).
+const OVERSHOOT: f64 = 1.8;
+
+/// Rounds of training before and after a search.
+const TRAINING: usize = 12;
+
 /// What is searched.
 #[derive(Clone, Copy)]
 struct Shape {
@@ -29,14 +43,13 @@ struct Shape {
     raw: u8,
     index: usize,
     window: u32,
-    /// Largest level in standard deviations.
-    reach: f64,
     structure: Structure,
 }
 
 #[derive(Clone, Copy, PartialEq)]
 enum Structure {
     Window,
+    Rows { ahead: u32 },
     Shift,
     Nibble,
 }
@@ -57,23 +70,46 @@ impl Shape {
     fn word_bits(&self) -> Vec<u32> {
         match self.structure {
             Structure::Window => vec![self.window; self.index],
+            Structure::Rows { .. } => (0..self.positions()).flat_map(|i| vec![self.seen(i).1; self.index]).collect(),
             Structure::Shift => vec![8; self.index + 8],
             Structure::Nibble => vec![8; 12],
         }
+    }
+
+    /// The path bits that row position `i` reads: how many of the current byte's are yet to come, and how many it reads.
+    fn seen(&self, i: usize) -> (u32, u32) {
+        let own = u32::from(self.path) * (i as u32 + 1);
+        let known = if let Structure::Rows { ahead } = self.structure { (own + ahead).min(8) } else { own };
+        (8 - known, self.window.min(8 + known))
+    }
+
+    /// Words from words, or from taps that all row positions share.
+    fn start(&self, taps: &[u16]) -> Vec<u16> {
+        let Structure::Rows { .. } = self.structure else { return taps.to_vec() };
+        if taps.len() == self.positions() * self.index {
+            return taps.to_vec();
+        }
+        let row = |i: usize| {
+            let (later, bits) = self.seen(i);
+            let ahead = 8 - u32::from(self.path) * (i as u32 + 1) - later;
+            taps.iter().map(move |&tap| (u32::from(tap) << ahead & ((1 << bits) - 1)) as u16)
+        };
+        (0..self.positions()).flat_map(row).collect()
     }
 
     /// Level tables by row position.
     fn tables(&self) -> usize {
         match self.structure {
             Structure::Nibble => self.positions() / 2,
+            Structure::Rows { .. } => self.positions(),
             _ => 1,
         }
     }
 
     fn code(&self, candidate: &Candidate) -> LinearCode {
         let most = candidate.levels.iter().flatten().fold(0f64, |m, l| m.max(l.abs()));
-        let unit = most.min(self.reach) / 127.0;
-        let rounded = |levels: &Vec<f64>| levels.iter().map(|l| (l / unit).round().clamp(-127.0, 127.0) as i8).collect::<Vec<i8>>();
+        let unit = most / 127.0;
+        let rounded = |levels: &Vec<f64>| levels.iter().map(|l| (l / unit).round() as i8).collect::<Vec<i8>>();
         let tables: Vec<Vec<i8>> = candidate.levels.iter().map(rounded).collect();
         let words = &candidate.words;
         let window = if self.structure == Structure::Window { self.window } else { 8 };
@@ -81,6 +117,15 @@ impl Shape {
         let mut code = LinearCode::convolutional(self.path, self.raw, window, taps, tables[0].clone(), unit as f32);
         match self.structure {
             Structure::Window => {}
+            Structure::Rows { .. } => {
+                code.levels = tables;
+                for i in 0..self.positions() {
+                    for j in 0..self.index {
+                        let word = u32::from(words[i * self.index + j]) << self.seen(i).0;
+                        (code.a[i][j], code.c[i][j]) = (word as u8, (word >> 8) as u8);
+                    }
+                }
+            }
             Structure::Shift => {
                 // Index bit `j` (highest first) of row `i` gets bit `i + j` of the mixed byte.
                 code.c = (0..self.positions())
@@ -141,34 +186,49 @@ impl Shape {
         new
     }
 
-    /// Mean squared error, and the levels' conditional means with the value negated at the complement.
-    fn train(&self, candidate: &Candidate, x: &[f32], scratch: &mut Scratch) -> (f64, Candidate) {
-        let code = Arc::new(self.code(candidate));
-        let encoder = Encoder::new(code.clone()).expect("a valid code");
+    /// Encodes and adds up.
+    fn tally(&self, encoder: &Encoder, x: &[f32], tally: &mut Tally, scratch: &mut Scratch) {
         let mut values = vec![0.0; ROWS];
-        let count = 1usize << (self.index + usize::from(self.raw));
-        let mut sums = vec![vec![(0f64, 0f64); count]; self.tables()];
-        let mut error = 0.0;
         for x in x.chunks_exact(ROWS) {
             let column = encoder.encode(x, &mut values, scratch);
-            let indices = code.indices(&column.path, &column.raw, ROWS);
+            let indices = encoder.code().indices(&column.path, &column.raw, ROWS);
             for (row, ((x, value), index)) in x.iter().zip(&values).zip(indices).enumerate() {
-                error += f64::from(x - value).powi(2);
-                let table = &mut sums[row % self.positions() % self.tables()];
-                table[usize::from(index)].0 += f64::from(*x);
-                table[usize::from(index)].1 += 1.0;
+                tally.error += f64::from(x - value).powi(2);
+                let (sum, count) = &mut tally.sums[row % self.positions() % self.tables()][usize::from(index)];
+                *sum += f64::from(*x);
+                *count += 1.0;
             }
         }
+        tally.rows += x.len() as f64;
+    }
+
+    fn empty_tally(&self) -> Tally {
+        let count = 1usize << (self.index + usize::from(self.raw));
+        Tally { error: 0.0, rows: 0.0, sums: vec![vec![(0.0, 0.0); count]; self.tables()] }
+    }
+
+    fn encoder(&self, candidate: &Candidate) -> Encoder {
+        Encoder::new(Arc::new(self.code(candidate))).expect("a valid code")
+    }
+
+    /// The levels' conditional means, the value negated at the complement.
+    fn trained(&self, candidate: &Candidate, tally: &Tally) -> Candidate {
         let mut next = candidate.clone();
-        for (levels, sums) in next.levels.iter_mut().zip(&sums) {
-            for (i, level) in levels.iter_mut().enumerate() {
-                let (own, other) = (sums[i], sums[count - 1 - i]);
+        for (levels, sums) in next.levels.iter_mut().zip(&tally.sums) {
+            for ((level, own), other) in levels.iter_mut().zip(sums).zip(sums.iter().rev()) {
                 if own.1 + other.1 > 0.0 {
-                    *level = (own.0 - other.0) / (own.1 + other.1);
+                    *level += OVERSHOOT * ((own.0 - other.0) / (own.1 + other.1) - *level);
                 }
             }
         }
-        (error / x.len() as f64, next)
+        next
+    }
+
+    /// Mean squared error, and the candidate with the levels that the sample asks for.
+    fn train(&self, candidate: &Candidate, x: &[f32], scratch: &mut Scratch) -> (f64, Candidate) {
+        let mut tally = self.empty_tally();
+        self.tally(&self.encoder(candidate), x, &mut tally, scratch);
+        (tally.mean(), self.trained(candidate, &tally))
     }
 
     fn error(&self, candidate: &Candidate, x: &[f32], scratch: &mut Scratch) -> f64 {
@@ -189,31 +249,61 @@ impl Shape {
         best
     }
 
-    /// One start: simulated annealing by bit flips on the short sample, the levels following their conditional means; then the last word of the
-    /// long sample.
+    /// One start: simulated annealing by bit flips on the short sample, the levels following their conditional means; then the last word of
+    /// another sample. A point that the first chunks of the sample find hopeless does not see the others.
     fn anneal(&self, start: Candidate, steps: usize, heat: f64, data: &Data, rng: &mut ChaCha8Rng) -> (f64, Candidate) {
         let mut scratch = Scratch::default();
-        let (mut current_error, mut current) = self.settle(&start, &data.short, 4, &mut scratch);
-        let mut best = (current_error, current.clone());
-        for step in 0..steps {
-            let temperature = heat * current_error * (1.0 - step as f64 / steps as f64).powi(2);
-            let next = self.flipped(&current, rng);
-            let (error, trained) = self.train(&next, &data.short, &mut scratch);
-            if error < current_error - temperature * (1.0 - rng.random::<f64>()).ln() {
-                if error < best.0 {
-                    best = (error, next);
+        let mut current = self.settle(&start, &data.short[..data.short.len() / 8], TRAINING, &mut scratch).1;
+        // Mean error over the first chunks.
+        let mut current_errors = vec![f64::INFINITY; data.short.len() / CHUNK];
+        let mut best = (f64::INFINITY, current.clone());
+        for step in 0..=steps {
+            // Step 0 is the start itself.
+            let next = if step == 0 { current.clone() } else { self.flipped(&current, rng) };
+            let temperature = heat * best.0 * (1.0 - step as f64 / (steps + 1) as f64).powi(2);
+            let allowed = if step == 0 { 0.0 } else { -temperature * (1.0 - rng.random::<f64>()).ln() };
+            let encoder = self.encoder(&next);
+            let mut tally = self.empty_tally();
+            let mut errors = Vec::with_capacity(current_errors.len());
+            for (x, current_error) in data.short.chunks_exact(CHUNK).zip(&current_errors) {
+                self.tally(&encoder, x, &mut tally, &mut scratch);
+                errors.push(tally.mean());
+                let noise = if errors.len() < current_errors.len() { CHUNK_NOISE / (errors.len() as f64).sqrt() } else { 0.0 };
+                if tally.mean() >= current_error * (1.0 + noise) + allowed {
+                    break;
                 }
-                (current_error, current) = (error, trained);
+                if errors.len() == current_errors.len() {
+                    if tally.mean() < best.0 {
+                        best = (tally.mean(), next.clone());
+                    }
+                    current = self.trained(&next, &tally);
+                    current_errors = errors;
+                    break;
+                }
             }
         }
-        self.settle(&best.1, &data.long, 4, &mut scratch)
+        let best = self.settle(&best.1, &data.short, TRAINING, &mut scratch).1;
+        (self.error(&best, &data.last, &mut scratch), best)
     }
 }
 
-/// Samples for a first and a second look at a point, and for the last word.
+/// Sums over encoded rows.
+struct Tally {
+    error: f64,
+    rows: f64,
+    /// Sum and number of the values by level table and level.
+    sums: Vec<Vec<(f64, f64)>>,
+}
+
+impl Tally {
+    fn mean(&self) -> f64 {
+        self.error / self.rows
+    }
+}
+
+/// Samples for the search and for the last word.
 struct Data {
     short: Vec<f32>,
-    long: Vec<f32>,
     last: Vec<f32>,
 }
 
@@ -225,11 +315,15 @@ fn gaussian(rng: &mut ChaCha8Rng, count: usize) -> Vec<f32> {
     x.iter().map(|x| (x / power) as f32).collect()
 }
 
-/// Quantile midpoints in random order: a sample that ranks codes with less noise than a random one.
+/// Chunks of quantile midpoints in random order: a sample that ranks codes with less noise than a random one.
 fn stratified(rng: &mut ChaCha8Rng, count: usize) -> Vec<f32> {
-    let mut x: Vec<f32> = (0..count).map(|i| quantile((i as f64 + 0.5) / count as f64) as f32).collect();
-    x.shuffle(rng);
-    x
+    let quantiles: Vec<f32> = (0..CHUNK).map(|i| quantile((i as f64 + 0.5) / CHUNK as f64) as f32).collect();
+    let shuffled = |_| {
+        let mut x = quantiles.clone();
+        x.shuffle(rng);
+        x
+    };
+    (0..count / CHUNK).flat_map(shuffled).collect()
 }
 
 /// Quantile of the standard normal distribution by bisection of its series.
@@ -260,6 +354,7 @@ fn main() {
     let number = |key: &str, default: usize| options.get(key).map_or(default, |v| v.parse().expect("a number"));
     let structure = match options.get("structure").map(String::as_str) {
         None | Some("window") => Structure::Window,
+        Some("rows") => Structure::Rows { ahead: number("ahead", 0) as u32 },
         Some("shift") => Structure::Shift,
         Some("nibble") => Structure::Nibble,
         Some(other) => panic!("unknown structure {other}"),
@@ -269,51 +364,42 @@ fn main() {
         raw: number("raw", 0) as u8,
         index: if structure == Structure::Nibble { 4 } else { number("index", 6) },
         window: number("window", 12) as u32,
-        reach: number("reach", 1000) as f64 / 100.0,
         structure,
     };
     let mut rng = ChaCha8Rng::seed_from_u64(1);
-    let data = Data {
-        short: stratified(&mut rng, number("short", 1 << 14)),
-        long: stratified(&mut rng, 1 << 16),
-        last: gaussian(&mut rng, 1 << 20),
-    };
+    let data = Data { short: stratified(&mut rng, number("short", 1 << 20)), last: gaussian(&mut rng, 1 << 20) };
     let (rounds, steps, seed) = (number("rounds", 10), number("steps", 2000), number("seed", 1) as u64);
     let heat = number("heat", 20) as f64 / 1e4;
     let starts: Vec<Vec<u16>> = options.get("start").map_or_else(Vec::new, |taps| {
         taps.split(';').map(|taps| taps.split(',').map(|t| t.parse().expect("taps as numbers")).collect()).collect()
     });
     rayon::ThreadPoolBuilder::new().num_threads(number("threads", 1)).build_global().expect("one pool");
-    let mut found: Vec<(f64, usize, Candidate)> = (0..rounds)
+    let found: Vec<(f64, usize, Candidate)> = (0..rounds)
         .into_par_iter()
         .map(|round| {
             let mut rng = ChaCha8Rng::seed_from_u64(seed << 32 | round as u64);
             let mut scratch = Scratch::default();
             // The best of a handful of random points is a cheap head start.
             let start = match starts.get(round % starts.len().max(1)) {
-                Some(words) => Candidate { words: words.clone(), ..shape.random(&mut rng) },
+                Some(words) => Candidate { words: shape.start(words), ..shape.random(&mut rng) },
                 None => (0..64)
                     .map(|_| shape.random(&mut rng))
-                    .map(|c| (shape.error(&c, &data.short, &mut scratch), c))
+                    .map(|c| (shape.error(&c, &data.short[..CHUNK], &mut scratch), c))
                     .min_by(|a, b| a.0.total_cmp(&b.0))
                     .map(|(_, c)| c)
                     .expect("64 points"),
             };
             let (error, best) = shape.anneal(start, steps, heat, &data, &mut rng);
-            println!("round {round}: {error:.6} {:?}", best.words);
+            println!("round {round}: {error:.6}, words {:?}", best.words);
             (error, round, best)
         })
         .collect();
-    found.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-    let mut scratch = Scratch::default();
-    let trained = found.into_iter().take(3).map(|(_, _, c)| shape.settle(&c, &data.last, 6, &mut scratch));
-    let (error, best) = trained.min_by(|a, b| a.0.total_cmp(&b.0)).expect("at least one round");
+    let (error, _, best) = found.into_iter().min_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1))).expect("at least one round");
     let code = shape.code(&best);
-    let limit_gap = f64::from(code.bits()) + error.log2() / 2.0;
     let halves: Vec<&[i8]> = code.levels[..shape.tables()].iter().map(|levels| &levels[levels.len() / 2..]).collect();
-    println!("// {limit_gap:.4} bits above the limit");
-    println!(
-        "Convolutional {{ path_bits: {}, raw_bits: {}, window: {}, taps: &{:?}, levels: &{halves:?}, unit: {:?}, error: {error:.4e} }},",
-        shape.path, shape.raw, shape.window, best.words, code.unit
-    );
+    let mask = |(&a, &c): (&u8, &u8)| u16::from(c) << 8 | u16::from(a);
+    let masks: Vec<Vec<u16>> = code.a.iter().zip(&code.c).map(|(a, c)| a.iter().zip(c).map(mask).collect()).collect();
+    println!("// {:.4} bits above the limit", f64::from(code.bits()) + error.log2() / 2.0);
+    print!("Row {{ path_bits: {}, raw_bits: {}, masks: &{masks:?}, ", code.path_bits, code.raw_bits);
+    println!("levels: &{halves:?}, unit: {:?}, error: {error:.4e} }},", code.unit);
 }

@@ -208,10 +208,10 @@ macro_rules! kernels {
                     (2, 2, _) => pick!(2, 2, bits),
                     (2, 3, _) => pick!(2, 3, bits),
                     (2, 4, _) => pick!(2, 4, bits),
-                    // One path bit with raw bits: no code needs it, one kernel for each width serves all tables.
-                    (_, 1, _) => pick!(1, 1),
-                    (_, 2, _) => pick!(1, 2),
-                    (_, 3, _) => pick!(1, 3),
+                    (_, 1, _) => pick!(1, 1, bits),
+                    (_, 2, _) => pick!(1, 2, bits),
+                    (_, 3, _) => pick!(1, 3, bits),
+                    // More raw bits leave no index bits for smaller tables.
                     (_, 4, _) => pick!(1, 4),
                     _ => pick!(1, 5),
                 }
