@@ -1,7 +1,10 @@
 //! Files from the Hugging Face Hub: the cache first, only what a model needs, clear words when there is no network.
 use super::HubError;
-use hf_hub::api::sync::{Api, ApiBuilder};
+use hf_hub::api::sync::{Api, ApiBuilder, ApiError};
+use hf_hub::api::Progress;
 use hf_hub::{Cache, Repo};
+use indicatif::ProgressBar;
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 
 /// Small files that a model may have.
@@ -58,7 +61,7 @@ impl Files {
         let offline = set("HF_HUB_OFFLINE").is_some_and(|v| !matches!(v.to_lowercase().as_str(), "0" | "false" | "no" | "off"));
         let mut files = Self { repo, cache: cache.clone(), api: None, name: name.to_owned() };
         if !offline {
-            let mut builder = ApiBuilder::from_cache(cache).with_progress(true).with_retries(1);
+            let mut builder = ApiBuilder::from_cache(cache);
             if let Some(endpoint) = set("HF_ENDPOINT") {
                 builder = builder.with_endpoint(endpoint.trim_end_matches('/').to_owned());
             }
@@ -112,13 +115,31 @@ impl Files {
             return Ok(Some(path));
         }
         let Some(api) = &self.api else { return Ok(None) };
-        match api.repo(self.repo.clone()).download(file) {
+        // A connection that broke is tried once more. hf-hub's own second try may append the beginning of a file to what is there.
+        let download = match self.download(api, file) {
+            Err(ApiError::IoError(_)) => self.download(api, file),
+            other => other,
+        };
+        match download {
             Ok(path) => Ok(Some(path)),
             Err(error) => match error.to_string() {
                 why if why.ends_with("status: 404") => Ok(None),
                 why => Err(self.error(file, &why)),
             },
         }
+    }
+
+    /// Downloads what is missing of a file; hf-hub does not see that an answer ends too early, if that does not say how long it is.
+    fn download(&self, api: &Api, file: &str) -> Result<PathBuf, ApiError> {
+        let size = Cell::new(0);
+        let path = api.repo(self.repo.clone()).download_with_progress(file, Bar { bar: ProgressBar::new(0), size: &size })?;
+        let bytes = std::fs::metadata(&path)?.len();
+        if bytes != size.get() {
+            std::fs::remove_file(std::fs::canonicalize(&path)?)?;
+            std::fs::remove_file(&path)?;
+            return Err(std::io::Error::other(format!("{bytes} bytes came instead of {}", size.get())).into());
+        }
+        Ok(path)
     }
 
     fn error(&self, file: &str, why: &str) -> HubError {
@@ -130,5 +151,26 @@ impl Files {
             _ => "check the network and the name, or give a local folder or .gguf file".to_owned(),
         };
         HubError::Fetch { repo: self.repo.url(), file: file.to_owned(), why: why.to_owned(), fix }
+    }
+}
+
+/// hf-hub's bar, and how long it says that the file is.
+struct Bar<'a> {
+    bar: ProgressBar,
+    size: &'a Cell<u64>,
+}
+
+impl Progress for Bar<'_> {
+    fn init(&mut self, size: usize, file: &str) {
+        self.size.set(size as u64);
+        Progress::init(&mut self.bar, size, file);
+    }
+
+    fn update(&mut self, size: usize) {
+        Progress::update(&mut self.bar, size);
+    }
+
+    fn finish(&mut self) {
+        Progress::finish(&mut self.bar);
     }
 }
