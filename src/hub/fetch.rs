@@ -122,6 +122,10 @@ impl Files {
         };
         match download {
             Ok(path) => Ok(Some(path)),
+            Err(ApiError::LockAcquisition(lock)) => {
+                let fix = format!("wait for it and try again (its lock is {})", lock.display());
+                Err(HubError::Fetch { repo: self.repo.url(), file: file.to_owned(), why: "another process is fetching it".to_owned(), fix })
+            }
             Err(error) => match error.to_string() {
                 why if why.ends_with("status: 404") => Ok(None),
                 why => Err(self.error(file, &why)),

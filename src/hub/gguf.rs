@@ -110,6 +110,10 @@ fn config_json(meta: &Meta, map: &[u8]) -> Result<serde_json::Value, HubError> {
         let key = format!("{name}.{end}");
         meta.need(&key, meta.whole(&key))
     };
+    let parts = meta.whole("split.count").unwrap_or(1);
+    if parts > 1 {
+        return Err(meta.bad(format!("is one of {parts} parts; merge them first (llama-gguf-split --merge)")));
+    }
     let heads = whole("attention.head_count")?;
     let whole_or = |end: &str, default: u64| {
         let key = format!("{name}.{end}");

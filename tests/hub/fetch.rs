@@ -30,7 +30,7 @@ fn pull(f: &Fixture, endpoint: &str) -> Run {
     let args = ["pull", REPO];
     let start = Instant::now();
     let run = Run::new(online(f, endpoint, &args).output().unwrap(), &args);
-    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
     run
 }
 
@@ -166,8 +166,43 @@ fn a_cut_download_is_completed_by_the_next_run() {
         let (f, hub) = served();
         hub.set(Rules { cut: Some((SINGLE, 1000)), lengthless, ..Rules::default() });
         pull(&f, &hub.url()).fails(1, &[REPO, SINGLE]);
+        let tries = hub.requests().into_iter().filter(|r| r.file == SINGLE && r.range != "bytes=0-0");
+        assert_eq!(tries.count(), 2, "a connection that breaks is tried once more");
         broken_then_whole(&f, &hub, SINGLE);
     }
+}
+
+#[test]
+fn a_repository_that_changes_in_between_is_fetched_whole() {
+    let (f, hub) = served();
+    hub.set(Rules { cut: Some((SINGLE, 1000)), ..Rules::default() });
+    pull(&f, &hub.url()).fails(1, &[SINGLE]);
+    hub.set(Rules { changed: true, ..Rules::default() });
+    let run = pull(&f, &hub.url()).ok();
+    assert!(run.stdout.contains("89abcdef"), "{}", run.stdout);
+    assert_whole(run, &hub, &[&ALWAYS[..], &[SINGLE]].concat());
+    f.run(&["generate", "--model", REPO, "-n", "1", "the"]).ok();
+}
+
+#[test]
+fn the_cache_may_be_elsewhere() {
+    let (f, hub) = served();
+    let args = ["pull", REPO];
+    let output = online(&f, &format!("{}/", hub.url()), &args).env("HF_HUB_CACHE", f.path("elsewhere")).output().unwrap();
+    let run = Run::new(output, &args).ok();
+    assert!(run.stdout.starts_with(f.path("elsewhere").to_str().unwrap()), "{}", run.stdout);
+    assert_whole(run, &hub, &[SINGLE]);
+}
+
+#[test]
+fn two_processes_do_not_fetch_the_same_file() {
+    let (f, hub) = served();
+    hub.set(Rules { cut: Some((SINGLE, 1000)), hold: true, ..Rules::default() });
+    let mut child = online(&f, &hub.url(), &["pull", REPO]).spawn().unwrap();
+    wait_for_part(&f);
+    pull(&f, &hub.url()).fails(1, &[SINGLE, "another process", "try again"]);
+    child.kill().unwrap();
+    child.wait().unwrap();
 }
 
 #[test]
@@ -180,11 +215,18 @@ fn the_beginning_of_a_file_is_never_appended_to_it() {
     broken_then_whole(&f, &hub, SINGLE);
 }
 
-/// What is there of files that are not whole yet.
-fn partial_bytes(f: &Fixture) -> Vec<u64> {
-    let Ok(blobs) = std::fs::read_dir(f.path("hf/hub/models--owner--tiny/blobs")) else { return Vec::new() };
-    let parts = blobs.map(|e| e.unwrap().path()).filter(|path| path.extension().is_some_and(|e| e == "part"));
-    parts.map(|path| path.metadata().unwrap().len()).collect()
+/// Waits for the first 1000 bytes of a file that is not whole yet.
+fn wait_for_part(f: &Fixture) {
+    let blobs = f.path("hf/hub/models--owner--tiny/blobs");
+    let is_there = |entry: std::io::Result<std::fs::DirEntry>| {
+        let path = entry.unwrap().path();
+        path.extension().is_some_and(|e| e == "part") && path.metadata().is_ok_and(|m| m.len() == 1000)
+    };
+    let start = Instant::now();
+    while !std::fs::read_dir(&blobs).is_ok_and(|mut entries| entries.any(is_there)) {
+        assert!(start.elapsed() < Duration::from_secs(20), "no download after 20 seconds");
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 #[test]
@@ -192,11 +234,7 @@ fn a_killed_download_goes_on_where_it_stopped() {
     let (f, hub) = served();
     hub.set(Rules { cut: Some((SINGLE, 1000)), hold: true, ..Rules::default() });
     let mut child = online(&f, &hub.url(), &["pull", REPO]).spawn().unwrap();
-    let start = Instant::now();
-    while partial_bytes(&f) != [1000] {
-        assert!(start.elapsed() < Duration::from_secs(20), "no download after 20 seconds");
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    wait_for_part(&f);
     child.kill().unwrap();
     child.wait().unwrap();
     broken_then_whole(&f, &hub, SINGLE);

@@ -56,6 +56,7 @@ pub struct Stored {
 pub struct Gguf {
     pub metadata: Vec<(String, Field)>,
     pub tensors: Vec<Stored>,
+    pub alignment: u64,
 }
 
 impl Gguf {
@@ -64,7 +65,7 @@ impl Gguf {
         let json = |name: &str| -> Value { serde_json::from_slice(&std::fs::read(dir.join(name)).unwrap()).unwrap() };
         let config = json("config.json");
         let arch = config["model_type"].as_str().unwrap();
-        let mut gguf = Self { metadata: Vec::new(), tensors: Vec::new() };
+        let mut gguf = Self { metadata: Vec::new(), tensors: Vec::new(), alignment: 32 };
         gguf.set("general.architecture", text(arch));
         let whole = |field: &str| config[field].as_u64().map(|v| u32(v as u32));
         for (key, value) in [
@@ -162,7 +163,7 @@ impl Gguf {
         self.tensors.iter_mut().find(|t| t.name == name).unwrap()
     }
 
-    /// Version 3, little-endian, aligned to 32 bytes.
+    /// Version 3, little-endian.
     pub fn bytes(&self) -> Vec<u8> {
         let mut out = [b"GGUF", &3u32.to_le_bytes()[..]].concat();
         out.extend((self.tensors.len() as u64).to_le_bytes());
@@ -179,10 +180,10 @@ impl Gguf {
             tensor.dims.iter().for_each(|n| out.extend(n.to_le_bytes()));
             out.extend(tensor.kind.to_le_bytes());
             out.extend(offset.to_le_bytes());
-            offset += (tensor.bytes.len() as u64).next_multiple_of(32);
+            offset += (tensor.bytes.len() as u64).next_multiple_of(self.alignment);
         }
         for tensor in &self.tensors {
-            out.resize(out.len().next_multiple_of(32), 0);
+            out.resize(out.len().next_multiple_of(self.alignment as usize), 0);
             out.extend(&tensor.bytes);
         }
         out

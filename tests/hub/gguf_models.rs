@@ -1,6 +1,6 @@
 //! A GGUF file is the model of the folder that it was converted from.
 use crate::common::{Fixture, CHAT_TEMPLATE};
-use crate::gguf_file::{text, Gguf};
+use crate::gguf_file::{text, u32, Gguf};
 use crate::support::{difference, edit_json, folder, golden, logits, refused, small};
 use candle_core::quantized::GgmlDType;
 use wsrun::hub::Source;
@@ -29,6 +29,24 @@ fn halves_are_read_as_they_are() {
         let expected = logits(&folder(f.path("model")));
         assert_eq!(logits(&convert(&f, kind, |_| {})), expected, "{name}");
     }
+}
+
+#[test]
+fn version_2_and_other_alignments_are_read() {
+    let f = golden("qwen3");
+    let expected = logits(&folder(f.path("model")));
+    for alignment in [8, 64, 4096] {
+        let source = convert(&f, GgmlDType::F32, |gguf| {
+            gguf.alignment = alignment;
+            gguf.set("general.alignment", u32(alignment as u32));
+        });
+        assert_eq!(logits(&source), expected, "{alignment}");
+    }
+    let source = convert(&f, GgmlDType::F32, |_| {});
+    let mut bytes = std::fs::read(f.path("model.gguf")).unwrap();
+    bytes[4] = 2;
+    std::fs::write(f.path("model.gguf"), bytes).unwrap();
+    assert_eq!(logits(&source), expected);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! GGUF files that are whole but not supported, or contradict themselves: the error names key or tensor.
 use crate::common::Fixture;
-use crate::gguf_file::{array, f32, text, texts, u32, Gguf};
+use crate::gguf_file::{array, f32, text, texts, u32, Field, Gguf};
 use crate::support::{refused, small};
 use candle_core::quantized::GgmlDType;
 use wsrun::hub::Source;
@@ -22,6 +22,7 @@ fn architectures_and_features() {
     fails(|g| g.set("llama.rope.scaling.type", text("linear")), &["llama.rope.scaling.factor"]);
     fails(|g| g.set("llama.attention.sliding_window", u32(64)), &["llama.attention.sliding_window 64"]);
     fails(|g| g.set("llama.rope.dimension_count", u32(2)), &["llama.rope.dimension_count 2"]);
+    fails(|g| g.set("split.count", Field(2, vec![3, 0])), &["one of 3 parts", "--merge"]);
     fails(|g| g.add("blk.0.ffn_gate_inp.weight", &[4, 16], &[0.0; 64], GgmlDType::F32), &["mixture of experts"]);
 }
 

@@ -5,6 +5,7 @@ mod fetch;
 mod folder;
 mod folder_damaged;
 mod gguf_file;
+mod gguf_hostile;
 mod gguf_models;
 mod gguf_refused;
 mod gguf_tokenizer;

@@ -22,6 +22,8 @@ pub struct Rules {
     pub hold: bool,
     /// Answers do not say how long they are.
     pub lengthless: bool,
+    /// The repository has changed since.
+    pub changed: bool,
     /// So many bodies are refused, while sizes are told.
     pub refusals: usize,
 }
@@ -148,10 +150,11 @@ impl State {
         let length = if rules.lengthless { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
         write!(
             stream,
-            "HTTP/1.1 206 Partial Content\r\nContent-Range: bytes {start}-{}/{}\r\nETag: \"{:x}\"\r\nX-Repo-Commit: 0123abcd\r\n{length}Connection: close\r\n\r\n",
+            "HTTP/1.1 206 Partial Content\r\nContent-Range: bytes {start}-{}/{}\r\nETag: \"{:x}\"\r\nX-Repo-Commit: {}\r\n{length}Connection: close\r\n\r\n",
             end - 1,
             bytes.len(),
             xxhash_rust::xxh3::xxh3_64(bytes),
+            if rules.changed { "89abcdef" } else { "01234567" },
         )?;
         let sent = rules.cut.filter(|(name, _)| *name == file).map_or(body.len(), |(_, most)| most.min(body.len()));
         stream.write_all(&body[..sent])?;
