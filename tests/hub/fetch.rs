@@ -17,7 +17,7 @@ fn served() -> (Fixture, MockHub) {
     (f, hub)
 }
 
-fn online(f: &Fixture, endpoint: &str, args: &[&str]) -> Command {
+pub fn online(f: &Fixture, endpoint: &str, args: &[&str]) -> Command {
     let mut command = f.command(args);
     command.env_remove("HF_HUB_OFFLINE").env("HF_ENDPOINT", endpoint);
     for proxy in ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"] {

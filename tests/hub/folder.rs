@@ -1,6 +1,6 @@
 //! Folders that open: shards and types make no difference to what the model says.
 use crate::common::Fixture;
-use crate::support::{difference, edit_json, folder, golden, logits, read_tensors, small, write_tensors, Tensors, SINGLE};
+use crate::support::{assert_logits, difference, edit_json, folder, golden, logits, read_tensors, small, write_tensors, Tensors, SINGLE};
 use safetensors::tensor::Dtype;
 use serde_json::{json, Map, Value};
 use std::path::Path;
@@ -30,7 +30,7 @@ fn one_file_and_many_shards_are_the_same_model() {
     let f = golden("qwen3");
     let one = logits(&folder(f.path("model")));
     split(&f.path("model"), 3);
-    assert_eq!(logits(&folder(f.path("model"))), one);
+    assert_logits(&folder(f.path("model")), &one, "shards");
 }
 
 #[test]
@@ -51,7 +51,7 @@ fn f32_f16_and_bf16_hold_the_same_values() {
         let path = f.path("model").join(SINGLE);
         let tensors = read_tensors(&path);
         write_tensors(&path, &tensors, stored);
-        assert_eq!(logits(&folder(f.path("model"))), wide, "{name} as {stored:?}");
+        assert_logits(&folder(f.path("model")), &wide, name);
         let coarse = if stored == Dtype::F16 { Dtype::BF16 } else { Dtype::F16 };
         write_tensors(&path, &tensors, coarse);
         let error = difference(&logits(&folder(f.path("model"))), &wide);

@@ -1,7 +1,7 @@
 //! A GGUF file is the model of the folder that it was converted from.
 use crate::common::{Fixture, CHAT_TEMPLATE};
 use crate::gguf_file::{text, u32, Gguf};
-use crate::support::{difference, edit_json, folder, golden, logits, refused, small};
+use crate::support::{assert_logits, difference, edit_json, folder, golden, logits, refused, small};
 use candle_core::quantized::GgmlDType;
 use wsrun::hub::Source;
 
@@ -18,7 +18,7 @@ fn every_architecture_gives_the_logits_of_its_folder() {
     for name in ["llama2", "llama-bias", "llama-linear", "qwen2", "qwen2-tied", "qwen3", "qwen3-tied-bias"] {
         let f = golden(name);
         let expected = logits(&folder(f.path("model")));
-        assert_eq!(logits(&convert(&f, GgmlDType::F32, |_| {})), expected, "{name}");
+        assert_logits(&convert(&f, GgmlDType::F32, |_| {}), &expected, name);
     }
 }
 
@@ -27,7 +27,7 @@ fn halves_are_read_as_they_are() {
     for (name, kind) in [("llama2", GgmlDType::F16), ("qwen3", GgmlDType::BF16)] {
         let f = golden(name);
         let expected = logits(&folder(f.path("model")));
-        assert_eq!(logits(&convert(&f, kind, |_| {})), expected, "{name}");
+        assert_logits(&convert(&f, kind, |_| {}), &expected, name);
     }
 }
 
@@ -40,13 +40,13 @@ fn version_2_and_other_alignments_are_read() {
             gguf.alignment = alignment;
             gguf.set("general.alignment", u32(alignment as u32));
         });
-        assert_eq!(logits(&source), expected, "{alignment}");
+        assert_logits(&source, &expected, "another alignment");
     }
     let source = convert(&f, GgmlDType::F32, |_| {});
     let mut bytes = std::fs::read(f.path("model.gguf")).unwrap();
     bytes[4] = 2;
     std::fs::write(f.path("model.gguf"), bytes).unwrap();
-    assert_eq!(logits(&source), expected);
+    assert_logits(&source, &expected, "version 2");
 }
 
 #[test]
@@ -55,7 +55,7 @@ fn llama_3_scaling_is_read_from_its_divisors() {
     refused(&convert(&f, GgmlDType::F32, |_| {}), &["model.gguf", "rope_freqs.weight", "Llama 3's scaling"]);
     edit_json(&f.path("model/config.json"), |c| c["rope_parameters"]["original_max_position_embeddings"] = 8192.into());
     let expected = logits(&folder(f.path("model")));
-    assert_eq!(logits(&convert(&f, GgmlDType::F32, |_| {})), expected);
+    assert_logits(&convert(&f, GgmlDType::F32, |_| {}), &expected, "scaled");
     let plain = logits(&convert(&f, GgmlDType::F32, |gguf| gguf.tensors.retain(|t| t.name != "rope_freqs.weight")));
     assert!(difference(&plain, &expected) > 1e-3, "the divisors change nothing");
 }

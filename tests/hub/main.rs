@@ -13,3 +13,4 @@ mod gguf_types;
 mod mock_hub;
 mod names;
 mod support;
+mod wikitext;

@@ -36,6 +36,7 @@ pub struct Request {
 }
 
 struct State {
+    repo: &'static str,
     files: BTreeMap<String, Vec<u8>>,
     rules: Mutex<Rules>,
     requests: Mutex<Vec<Request>>,
@@ -50,12 +51,23 @@ pub struct MockHub {
 }
 
 impl MockHub {
-    /// Serves the files of `dir`.
+    /// Serves the files of `dir` as [`REPO`].
     pub fn new(dir: &Path) -> Self {
+        Self::with_repo(REPO, dir)
+    }
+
+    /// Serves the files of `dir` as `repo`.
+    pub fn with_repo(repo: &'static str, dir: &Path) -> Self {
         let entries = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap());
         let files = entries.map(|e| (e.file_name().into_string().unwrap(), std::fs::read(e.path()).unwrap())).collect();
-        let state =
-            State { files, rules: Mutex::default(), requests: Mutex::default(), held: Mutex::default(), over: AtomicBool::new(false) };
+        let state = State {
+            repo,
+            files,
+            rules: Mutex::default(),
+            requests: Mutex::default(),
+            held: Mutex::default(),
+            over: AtomicBool::new(false),
+        };
         let state = Arc::new(state);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -118,7 +130,7 @@ impl State {
             let Some((name, value)) = line.split_once(": ") else { break };
             headers.insert(name.to_lowercase(), value.to_owned());
         }
-        let prefix = format!("/{REPO}/resolve/main/");
+        let prefix = format!("/{}/resolve/main/", self.repo);
         let file = first.split(' ').nth(1).and_then(|path| path.strip_prefix(&prefix)).unwrap_or_default().to_owned();
         let range = headers.remove("range").unwrap_or_default();
         let authorization = headers.remove("authorization");

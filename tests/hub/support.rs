@@ -83,6 +83,12 @@ pub fn difference(a: &[f32], b: &[f32]) -> f32 {
     largest(&mut a.iter().zip(b).map(|(a, b)| a - b)) / largest(&mut b.iter().copied())
 }
 
+/// `source` has exactly these logits.
+pub fn assert_logits(source: &Source, expected: &[f32], what: &str) {
+    let logits = logits(source);
+    assert!(logits == expected, "{what}: the logits differ by {}", difference(&logits, expected));
+}
+
 /// Fails to load, and says all of this.
 pub fn refused(source: &Source, says: &[&str]) {
     let Err(error) = load(source) else { panic!("{source:?} loads, where an error with {says:?} is due") };
