@@ -24,7 +24,7 @@ pub enum FormatError {
         path: PathBuf,
     },
     /// Written by another version of the format.
-    #[error("{}: format version {found} is not supported (this wsrun reads version 1); update wsrun or quantize again", path.display())]
+    #[error("{}: format version {found} is not supported (this wsrun reads version 1); update wsrun, or remove the folder and quantize again", path.display())]
     Version {
         /// File.
         path: PathBuf,
@@ -32,7 +32,7 @@ pub enum FormatError {
         found: String,
     },
     /// A field or tensor that version 1 does not have.
-    #[error("{}: unknown field `{field}`; update wsrun or quantize again", path.display())]
+    #[error("{}: unknown field `{field}`; update wsrun, or remove the folder and quantize again", path.display())]
     UnknownField {
         /// File.
         path: PathBuf,
@@ -40,7 +40,7 @@ pub enum FormatError {
         field: String,
     },
     /// A file is not what was written, or contradicts another one.
-    #[error("{}: {violation}; fetch the file or quantize again", path.display())]
+    #[error("{}: {violation}; fetch the file again, or remove the folder and quantize again", path.display())]
     Damaged {
         /// File.
         path: PathBuf,
@@ -48,7 +48,7 @@ pub enum FormatError {
         violation: Violation,
     },
     /// A tensor that should be there is not.
-    #[error("{}: tensor {tensor} is missing; fetch the model or quantize again", path.display())]
+    #[error("{}: tensor {tensor} is missing; fetch the model again, or remove the folder and quantize again", path.display())]
     Missing {
         /// Folder or file.
         path: PathBuf,
@@ -56,7 +56,7 @@ pub enum FormatError {
         tensor: String,
     },
     /// A tensor does not have the type, shape, place or values that it must have.
-    #[error("{}: tensor {tensor} {violation}; fetch the file or quantize again", path.display())]
+    #[error("{}: tensor {tensor} {violation}; fetch the file again, or remove the folder and quantize again", path.display())]
     Tensor {
         /// File.
         path: PathBuf,
@@ -66,7 +66,7 @@ pub enum FormatError {
         violation: TensorViolation,
     },
     /// The values of a packed matrix or of an 8-bit table make none.
-    #[error("{}: matrix {matrix} is damaged: {error}; fetch the file or quantize again", path.display())]
+    #[error("{}: matrix {matrix} is damaged: {error}; fetch the file again, or remove the folder and quantize again", path.display())]
     Matrix {
         /// File.
         path: PathBuf,
@@ -76,7 +76,7 @@ pub enum FormatError {
         error: PackError,
     },
     /// A code table is unusable.
-    #[error("{}: tensors ws.code.{width}: {error}; fetch the file or quantize again", path.display())]
+    #[error("{}: tensors ws.code.{width}: {error}; fetch the file again, or remove the folder and quantize again", path.display())]
     Code {
         /// File.
         path: PathBuf,

@@ -2,7 +2,8 @@
 //!
 //! Path costs are 16-bit: a cost unit is [`Tables::gain`] squared level steps (times 4: the two low bits hold, for the stage to come, the highest
 //! state bits, so that a plain minimum over candidates also says which one won, ties to the lowest). A row's index costs are counted from its cheapest index, and the cheapest state is
-//! brought to 0 after each path byte, so that sums stay in range; what saturates is hopeless.
+//! brought to 0 after each path byte, so that sums stay in range; what saturates is hopeless. Next to values far out all may saturate: that byte is
+//! searched again with capped costs.
 use super::lanes::Lanes;
 use super::trellis::{stages, SettledRow, Stage};
 use crate::code::{IndexTables, LinearCode};
@@ -222,6 +223,30 @@ fn entry_costs(tables: &Tables, row: &Row, x: f32, squares: &mut [f32], costs: &
     }
 }
 
+/// [`entry_costs`] of a byte's rows, `tables.entries` apart.
+#[inline(always)]
+fn byte_costs(tables: &Tables, x: &[f32], squares: &mut [f32], costs: &mut [u16]) {
+    for row in tables.steps.iter().flat_map(|step| &step.rows) {
+        let costs = &mut costs[row.position * tables.entries..][..row.entries];
+        entry_costs(tables, row, x[row.position], &mut squares[..row.entries], costs);
+    }
+}
+
+/// Caps the costs of a byte's rows so that even the dearest path through the byte stays in range.
+fn cap(tables: &Tables, costs: &mut [u16]) {
+    let mut dearest: Vec<u32> = costs.chunks_exact(tables.entries).map(|row| row.iter().copied().max().unwrap_or(0).into()).collect();
+    dearest.sort_unstable();
+    let (mut room, mut cap) = (4 * TOP as u32, 0);
+    for (i, cost) in dearest.iter().enumerate() {
+        cap = room / (dearest.len() - i) as u32;
+        if *cost > cap {
+            break;
+        }
+        room -= cost;
+    }
+    costs.iter_mut().for_each(|cost| *cost = (*cost).min(cap as u16 & !3));
+}
+
 /// Flat view of lines.
 fn words(lines: &mut Vec<Line>, count: usize) -> *mut u16 {
     let needed = count.div_ceil(32);
@@ -242,10 +267,10 @@ pub(super) unsafe fn forward<V: Lanes>(tables: &Tables, x: &[f32], first: &mut [
     let bytes = x.len() / tables.positions;
     scratch.squares.resize(tables.entries.max(scratch.squares.len()), 0.0);
     scratch.decisions.resize(scratch.decisions.len().max(bytes * tables.decisions), 0);
-    let branches = words(&mut scratch.branches, (tables.branches + 1) * V::LANES + tables.entries);
+    let branches = words(&mut scratch.branches, tables.branches * V::LANES + tables.positions * tables.entries);
     let mut old = words(&mut scratch.costs[0], most_states);
     let mut new = words(&mut scratch.costs[1], most_states);
-    // The row's own entries stand behind the costs vectors.
+    // The rows' own entries stand behind the costs vectors, those of a byte side by side.
     let entries = branches.add(tables.branches * V::LANES);
     let states = 1usize << tables.steps[0].stage.state_bits;
 
@@ -258,40 +283,53 @@ pub(super) unsafe fn forward<V: Lanes>(tables: &Tables, x: &[f32], first: &mut [
     }
     for (t, x) in x.chunks_exact(tables.positions).enumerate().skip(1) {
         let decisions = scratch.decisions.as_mut_ptr().add(t * tables.decisions);
-        for step in &tables.steps {
-            for row in &step.rows {
-                let costs = std::slice::from_raw_parts_mut(entries, row.entries);
-                entry_costs(tables, row, x[row.position], &mut scratch.squares[..row.entries], costs);
-                spread::<V>(row, entries, branches);
+        // SAFETY: `entries` has room for every position, and is read through the pointer only after the slice is gone.
+        byte_costs(tables, x, &mut scratch.squares, std::slice::from_raw_parts_mut(entries, tables.positions * tables.entries));
+        let mut before = [0; 256];
+        before[..states].copy_from_slice(std::slice::from_raw_parts(old, states));
+        let mut capped = false;
+        loop {
+            for step in &tables.steps {
+                for row in &step.rows {
+                    spread::<V>(row, entries.add(row.position * tables.entries), branches);
+                }
+                let decisions = decisions.add(step.decisions);
+                match (step.rows.len(), step.stage.extend, step.stage.reduce) {
+                    (1, 1, 0) => advance::<V, 1, 1, 1>(step, old, new, branches, decisions),
+                    (1, 1, 1) => advance::<V, 1, 1, 2>(step, old, new, branches, decisions),
+                    (1, 1, _) => advance::<V, 1, 1, 4>(step, old, new, branches, decisions),
+                    (1, _, 0) => advance::<V, 1, 2, 1>(step, old, new, branches, decisions),
+                    (1, _, 1) => advance::<V, 1, 2, 2>(step, old, new, branches, decisions),
+                    (1, _, _) => advance::<V, 1, 2, 4>(step, old, new, branches, decisions),
+                    (_, 0, 0 | 1) => advance::<V, 8, 0, 2>(step, old, new, branches, decisions),
+                    (_, 0, _) => advance::<V, 8, 0, 4>(step, old, new, branches, decisions),
+                    (_, 1, 0) => advance::<V, 8, 1, 1>(step, old, new, branches, decisions),
+                    (_, 1, 1) => advance::<V, 8, 1, 2>(step, old, new, branches, decisions),
+                    (_, 1, _) => advance::<V, 8, 1, 4>(step, old, new, branches, decisions),
+                    (_, _, 0) => advance::<V, 8, 2, 1>(step, old, new, branches, decisions),
+                    (_, _, 1) => advance::<V, 8, 2, 2>(step, old, new, branches, decisions),
+                    (_, _, _) => advance::<V, 8, 2, 4>(step, old, new, branches, decisions),
+                }
+                std::mem::swap(&mut old, &mut new);
             }
-            let decisions = decisions.add(step.decisions);
-            match (step.rows.len(), step.stage.extend, step.stage.reduce) {
-                (1, 1, 0) => advance::<V, 1, 1, 1>(step, old, new, branches, decisions),
-                (1, 1, 1) => advance::<V, 1, 1, 2>(step, old, new, branches, decisions),
-                (1, 1, _) => advance::<V, 1, 1, 4>(step, old, new, branches, decisions),
-                (1, _, 0) => advance::<V, 1, 2, 1>(step, old, new, branches, decisions),
-                (1, _, 1) => advance::<V, 1, 2, 2>(step, old, new, branches, decisions),
-                (1, _, _) => advance::<V, 1, 2, 4>(step, old, new, branches, decisions),
-                (_, 0, 0 | 1) => advance::<V, 8, 0, 2>(step, old, new, branches, decisions),
-                (_, 0, _) => advance::<V, 8, 0, 4>(step, old, new, branches, decisions),
-                (_, 1, 0) => advance::<V, 8, 1, 1>(step, old, new, branches, decisions),
-                (_, 1, 1) => advance::<V, 8, 1, 2>(step, old, new, branches, decisions),
-                (_, 1, _) => advance::<V, 8, 1, 4>(step, old, new, branches, decisions),
-                (_, _, 0) => advance::<V, 8, 2, 1>(step, old, new, branches, decisions),
-                (_, _, 1) => advance::<V, 8, 2, 2>(step, old, new, branches, decisions),
-                (_, _, _) => advance::<V, 8, 2, 4>(step, old, new, branches, decisions),
+            let mut least = V::splat(u16::MAX);
+            for v in (0..states).step_by(V::LANES) {
+                least = least.min(V::load(old.add(v)));
             }
-            std::mem::swap(&mut old, &mut new);
-        }
-        let mut least = V::splat(u16::MAX);
-        for v in (0..states).step_by(V::LANES) {
-            least = least.min(V::load(old.add(v)));
-        }
-        let mut lanes = [0; 32];
-        least.store(lanes.as_mut_ptr());
-        let least = V::splat(lanes[..V::LANES].iter().fold(u16::MAX, |a, b| a.min(*b)) & !3);
-        for v in (0..states).step_by(V::LANES) {
-            V::load(old.add(v)).sub(least).store(old.add(v));
+            let mut lanes = [0; 32];
+            least.store(lanes.as_mut_ptr());
+            let least = lanes[..V::LANES].iter().fold(u16::MAX, |a, b| a.min(*b)) & !3;
+            if least == u16::MAX & !3 && !capped {
+                cap(tables, std::slice::from_raw_parts_mut(entries, tables.positions * tables.entries));
+                std::slice::from_raw_parts_mut(old, states).copy_from_slice(&before[..states]);
+                capped = true;
+                continue;
+            }
+            let least = V::splat(least);
+            for v in (0..states).step_by(V::LANES) {
+                V::load(old.add(v)).sub(least).store(old.add(v));
+            }
+            break;
         }
     }
     let end = std::slice::from_raw_parts(old, states);
@@ -374,7 +412,7 @@ pub(super) fn trace_back(tables: &Tables, mut state: usize, first: &[u8; 256], d
                 let group = vector / 8;
                 let last = ((1 << stage.next_bits() >> lane_bits) - 1).min(group * 8 + 7);
                 let tags = decisions[t * tables.decisions + step.decisions + group * tables.lanes + lane];
-                word |= usize::from(tags >> (2 * (last - vector)) & 3) << stage.next_bits();
+                word |= (usize::from(tags >> (2 * (last - vector))) & ((1 << stage.reduce) - 1)) << stage.next_bits();
             }
             byte |= (word & ((1 << stage.extend) - 1)) << bit;
             bit += stage.extend;

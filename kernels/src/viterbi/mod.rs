@@ -136,6 +136,8 @@ unsafe fn forward(isa: Isa, tables: &Tables, x: &[f32], first: &mut [u8; 256], s
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::code::CodeSet;
+    use crate::tables::Effort;
     use rand::{Rng, SeedableRng};
     use rand_chacha::ChaCha8Rng;
 
@@ -183,6 +185,38 @@ mod tests {
             code.a.iter_mut().flatten().for_each(|mask| *mask = rng.random());
         }
         code
+    }
+
+    #[test]
+    fn values_far_out_do_not_spoil_the_rest() {
+        let mut rng = ChaCha8Rng::seed_from_u64(2);
+        for effort in Effort::ALL {
+            for width in 1..=6 {
+                let code = CodeSet::trellis(effort).get(width).unwrap().clone();
+                let plain = gaussian(&mut rng, 1 << 12);
+                let mut x = plain.clone();
+                for byte in (8..x.len()).step_by(64) {
+                    // A few to each, some of them in a row.
+                    for _ in 0..rng.random_range(1..=8) {
+                        x[byte + rng.random_range(0..8)] = rng.random_range(-1f32..1.0) * 10f32.powi(rng.random_range(1..=30));
+                    }
+                }
+                let error = |x: &[f32]| {
+                    let mut scratch = Scratch::default();
+                    let mut columns = Vec::new();
+                    let mut values = vec![0.0; x.len()];
+                    for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+                        columns.push(Encoder::with_isa(code.clone(), isa).unwrap().encode(x, &mut values, &mut scratch));
+                    }
+                    assert!(columns.windows(2).all(|c| c[0] == c[1]));
+                    let errors = x.iter().zip(&values).filter(|(x, _)| x.abs() < 8.0).map(|(x, v)| f64::from(x - v).powi(2));
+                    errors.sum::<f64>()
+                };
+                // A value far out takes the bits of its neighbours; the rest must not notice.
+                let (without, with) = (error(&plain), error(&x));
+                assert!(with < 1.5 * without, "{effort:?} {width}: {with} against {without}");
+            }
+        }
     }
 
     #[test]
