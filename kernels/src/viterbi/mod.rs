@@ -201,6 +201,7 @@ mod tests {
                         x[byte + rng.random_range(0..8)] = rng.random_range(-1f32..1.0) * 10f32.powi(rng.random_range(1..=30));
                     }
                 }
+                let near: Vec<bool> = x.iter().zip(&plain).map(|(x, p)| x == p).collect();
                 let error = |x: &[f32]| {
                     let mut scratch = Scratch::default();
                     let mut columns = Vec::new();
@@ -209,12 +210,13 @@ mod tests {
                         columns.push(Encoder::with_isa(code.clone(), isa).unwrap().encode(x, &mut values, &mut scratch));
                     }
                     assert!(columns.windows(2).all(|c| c[0] == c[1]));
-                    let errors = x.iter().zip(&values).filter(|(x, _)| x.abs() < 8.0).map(|(x, v)| f64::from(x - v).powi(2));
+                    let errors = x.iter().zip(&values).zip(&near).filter(|(_, near)| **near).map(|((x, v), _)| f64::from(x - v).powi(2));
                     errors.sum::<f64>()
                 };
                 // A value far out takes the bits of its neighbours; the rest must not notice.
                 let (without, with) = (error(&plain), error(&x));
-                assert!(with < 1.5 * without, "{effort:?} {width}: {with} against {without}");
+
+                assert!(with < 1.6 * without, "{effort:?} {width}: {with} against {without}");
             }
         }
     }
