@@ -5,6 +5,7 @@
 //! * [`quantize`]: covariances, water-filling, successive cancellation, rescaling, the layer-by-layer pipeline.
 //! * [`runtime`]: a loaded model: prefill, decode, sampling, chat template, stopping.
 //! * [`eval`]: perplexity and benchmarks.
+//! * [`rd`]: rate and distortion of quantizers beside what information theory allows.
 //! * [`sampling`]: from logits to the next token; knows no model.
 //! * [`text`]: text files.
 //! * [`progress`]: progress of long work on stderr.
@@ -15,6 +16,7 @@ pub mod format;
 pub mod hub;
 pub mod progress;
 pub mod quantize;
+pub mod rd;
 pub mod runtime;
 pub mod sampling;
 pub mod text;

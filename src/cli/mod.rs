@@ -9,6 +9,7 @@ mod output;
 mod perplexity;
 mod pull;
 mod quantize;
+mod rd;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use std::process::ExitCode;
@@ -42,6 +43,7 @@ enum Command {
     Inspect(inspect::Args),
     Pull(pull::Args),
     Models(models::Args),
+    Rd(rd::Args),
 }
 
 /// A wrong use of the command line that only the command itself can see: exit code 2.
@@ -62,6 +64,7 @@ pub fn main() -> ExitCode {
             Command::Inspect(args) => inspect::run(args),
             Command::Pull(args) => pull::run(args),
             Command::Models(args) => models::run(args),
+            Command::Rd(args) => rd::run(args),
         }
     });
     match result {

@@ -54,7 +54,7 @@ enum Kind {
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
-enum Level {
+pub(super) enum Level {
     /// Least time
     Fast,
     /// What the commands that quantize on load use
@@ -78,11 +78,11 @@ const EXAMPLES: &str = "Examples:
   wsrun quantize meta-llama/Llama-3.2-1B --rate 2.5 --out llama-ws2.5 --calibration wikitext2 --samples 256 --context 2048
   wsrun quantize ./model.gguf --rate 4 --out model-ws4 --calibration notes.txt";
 
-fn rate(text: &str) -> Result<f64, String> {
+pub(super) fn rate(text: &str) -> Result<f64, String> {
     text.parse().ok().filter(|r| (1.0..=8.0).contains(r)).ok_or_else(|| "the rate is a number of bits from 1 to 8".into())
 }
 
-fn calibration(text: &str) -> Result<Calibration, String> {
+pub(super) fn calibration(text: &str) -> Result<Calibration, String> {
     match text {
         "" => Err("give `self`, `wikitext2` or a file".into()),
         "self" => Ok(Calibration::SelfGenerated),

@@ -14,16 +14,16 @@ use ws_kernels::packed::PackError;
 use ws_kernels::tables::Effort;
 use ws_models::weights::WeightError;
 
-mod calibration;
-mod cancel;
+pub(crate) mod calibration;
+pub(crate) mod cancel;
 mod checkpoint;
-mod column;
-mod layer;
-mod linalg;
-mod pipeline;
-mod rescale;
-mod site;
-mod statistics;
+pub(crate) mod column;
+pub(crate) mod layer;
+pub(crate) mod linalg;
+pub(crate) mod pipeline;
+pub(crate) mod rescale;
+pub(crate) mod site;
+pub(crate) mod statistics;
 mod widths;
 
 /// Where calibration text comes from.
@@ -50,7 +50,7 @@ pub enum Codes {
 }
 
 impl Codes {
-    fn set(self) -> CodeSet {
+    pub(crate) fn set(self) -> CodeSet {
         match self {
             Self::Trellis(effort) => CodeSet::trellis(effort),
             Self::Scalar => CodeSet::scalar(),

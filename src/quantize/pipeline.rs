@@ -19,7 +19,7 @@ use ws_models::linear::{Matrix, Table};
 use ws_models::model::{Block, Model};
 
 /// Share of the plain covariance in that of q, k and v. SmolLM2-135M: see docs/quantization.md.
-const PLAIN_SHARE: f64 = 0.1;
+pub(crate) const PLAIN_SHARE: f64 = 0.1;
 /// Bytes of attention probabilities that one pass through a block may hold.
 const ATTENTION_BYTES: usize = 256 << 20;
 /// Bytes set aside for the code tables.
@@ -118,7 +118,7 @@ fn dense_table(table: &Table, name: &str) -> Result<Vec<f32>, QuantizeError> {
     }
 }
 
-fn dense_values(tensor: &Tensor, name: &str) -> Result<Vec<f32>, QuantizeError> {
+pub(crate) fn dense_values(tensor: &Tensor, name: &str) -> Result<Vec<f32>, QuantizeError> {
     let values = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
     match values.iter().all(|v| v.is_finite()) {
         true => Ok(values),
@@ -135,7 +135,7 @@ fn fingerprint(model: &Opened, table: &[f32]) -> String {
 }
 
 /// Embedded sequences in parts whose attention probabilities fit into [`ATTENTION_BYTES`].
-fn hidden_states(config: &Config, embedding: &Table, sequences: &[Vec<u32>]) -> Result<Vec<Tensor>, QuantizeError> {
+pub(crate) fn hidden_states(config: &Config, embedding: &Table, sequences: &[Vec<u32>]) -> Result<Vec<Tensor>, QuantizeError> {
     let context = sequences[0].len();
     let part = (ATTENTION_BYTES / (4 * config.heads * context * context).max(1)).max(1);
     sequences
@@ -148,7 +148,7 @@ fn hidden_states(config: &Config, embedding: &Table, sequences: &[Vec<u32>]) -> 
 }
 
 /// The prepared input of each of a block's linear layers.
-fn sites(linears: &[(String, usize, usize, bool)], moments: &BlockMoments) -> Result<Vec<Arc<Site>>, QuantizeError> {
+pub(crate) fn sites(linears: &[(String, usize, usize, bool)], moments: &BlockMoments) -> Result<Vec<Arc<Site>>, QuantizeError> {
     // Where an input is read, the moments that decide on dead in-features, and those that are minimised.
     let inputs: [(&[&str], &[f64], &[f64]); 4] = [
         (&["q_proj", "k_proj", "v_proj"], &moments.qkv_plain, &moments.qkv),

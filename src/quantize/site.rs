@@ -5,7 +5,7 @@ use super::QuantizeError;
 /// In-features whose energy is below this share of the median are dead (WaterSIC, section 4).
 const DEAD: f64 = 1e-3;
 /// Damping as a share of the mean energy (WaterSIC, appendix C).
-const DAMPING: f64 = 1e-4;
+pub(crate) const DAMPING: f64 = 1e-4;
 
 /// Covariance of the live in-features and its Cholesky factor.
 pub(crate) struct Site {
@@ -32,15 +32,25 @@ impl Site {
         let floor = DEAD * sorted[features / 2];
         let live: Vec<usize> =
             (0..features).filter(|&i| energies[i] > 0.0 && energies[i] >= floor && covariance[i * features + i] > 0.0).collect();
-        let n = live.len();
-        let mut reduced = Vec::with_capacity(n * n);
+        let mut reduced = Vec::with_capacity(live.len() * live.len());
         for &i in &live {
             reduced.extend(live.iter().map(|&j| covariance[i * features + j]));
         }
-        let mean = (0..n).map(|i| reduced[i * n + i]).sum::<f64>() / n.max(1) as f64;
-        let mut damping = DAMPING;
+        Self::factored(name, features, live, reduced, DAMPING)
+    }
+
+    /// `covariance`: over the live in-features; `damping`: share of its mean energy, raised until the factorization succeeds.
+    pub(crate) fn factored(
+        name: &str,
+        features: usize,
+        live: Vec<usize>,
+        covariance: Vec<f64>,
+        mut damping: f64,
+    ) -> Result<Self, QuantizeError> {
+        let n = live.len();
+        let mean = (0..n).map(|i| covariance[i * n + i]).sum::<f64>() / n.max(1) as f64;
         let factor = loop {
-            let mut damped = reduced.clone();
+            let mut damped = covariance.clone();
             (0..n).for_each(|i| damped[i * n + i] += damping * mean);
             if let Some(factor) = linalg::cholesky(&damped, n) {
                 break factor;
@@ -57,7 +67,7 @@ impl Site {
                 flat[i * n + j] = factor[(i, j)] as f32;
             }
         }
-        Ok(Self { features, live, covariance: reduced, factor: flat })
+        Ok(Self { features, live, covariance, factor: flat })
     }
 
     /// `tr(E S E^T)` for a row-major `rows x live` error.

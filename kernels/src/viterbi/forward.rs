@@ -319,7 +319,7 @@ pub(super) unsafe fn forward<V: Lanes>(tables: &Tables, x: &[f32], first: &mut [
             let mut lanes = [0; 32];
             least.store(lanes.as_mut_ptr());
             let least = lanes[..V::LANES].iter().fold(u16::MAX, |a, b| a.min(*b)) & !3;
-            if least == u16::MAX & !3 && !capped {
+            if least == !3 && !capped {
                 cap(tables, std::slice::from_raw_parts_mut(entries, tables.positions * tables.entries));
                 std::slice::from_raw_parts_mut(old, states).copy_from_slice(&before[..states]);
                 capped = true;
