@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 
 /// Compare quantizers with each other and with the water-filling limit: on Gaussian layers, or on the layers of a model.
 ///
-/// The gap is the rate above that of reverse water-filling at the same output error, in bits a weight, all side data counted; for a model's layers,
-/// whose weights are not Gaussian, it can be below 0. With --text the model that each method makes is measured too.
+/// The gap is the rate above that of reverse water-filling at the same output error, in bits a weight, all side data counted (a live weight for
+/// Gaussian layers); for a model's layers, whose weights are not Gaussian, it can be below 0. With --text the model that each method makes is measured too.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Args {

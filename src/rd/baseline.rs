@@ -96,7 +96,8 @@ pub(super) fn gptq(name: &str, weight: &[f32], site: &Site, rate: f64) -> Result
 /// GPTQ after a random rotation of the in-features.
 pub(super) fn rotated_gptq(name: &str, weight: &[f32], site: &Site, rate: f64, seed: u64) -> Result<Reconstruction, QuantizeError> {
     let n = site.live.len();
-    let rotation = random_rotation(n, seed);
+    // Not the eigenvectors of a Gaussian layer of this seed.
+    let rotation = random_rotation(n, !seed);
     let rotation = view(&rotation, n, n);
     let mut half = vec![0f64; n * n];
     let mut covariance = vec![0f64; n * n];

@@ -100,21 +100,26 @@ pub struct Layer {
     /// The live columns of `weight`.
     live: Vec<f32>,
     site: Arc<Site>,
+    /// Weights that rates are counted over: all, or those of live in-features.
+    counted: usize,
 }
 
 impl Layer {
-    /// `weight`: row-major `out-features x in-features`, `covariance`: row-major `in-features x in-features`.
+    /// `weight`: row-major `out-features x in-features`, `covariance`: row-major `in-features x in-features`. Rates are bits a live weight.
     ///
     /// # Errors
     /// A covariance that cannot be factored or holds NaN.
     pub fn new(name: String, weight: Vec<f32>, covariance: &[f64]) -> Result<Self, QuantizeError> {
         let site = Arc::new(Site::new(&name, covariance, covariance)?);
-        Ok(Self::with_site(name, weight, site))
+        let mut layer = Self::with_site(name, weight, site);
+        layer.counted = layer.live.len();
+        Ok(layer)
     }
 
+    /// Rates are bits a weight, dead ones included, as those of a file.
     fn with_site(name: String, weight: Vec<f32>, site: Arc<Site>) -> Self {
         let live = weight.chunks_exact(site.features).flat_map(|row| site.live.iter().map(|&j| row[j])).collect();
-        Self { name, weight, live, site }
+        Self { name, counted: weight.len(), weight, live, site }
     }
 
     /// Eigenvalues of the covariance over the live in-features.
@@ -132,7 +137,7 @@ pub struct Point {
     pub method: Method,
     /// Rate that was asked for.
     pub target: f64,
-    /// Bits a weight that it took, side data included.
+    /// Bits a weight that it took, side data included; a live weight for Gaussian layers.
     pub rate: f64,
     /// Mean squared output error a live weight, for weights of unit variance.
     pub distortion: f64,
@@ -184,7 +189,7 @@ fn curve(layer: &Layer, methods: &[Method], rates: &[f64], coders: &Coders, seed
     let n = layer.site.live.len();
     let spectrum = layer.spectrum();
     let variance = layer.live.iter().map(|w| f64::from(*w).powi(2)).sum::<f64>() / layer.live.len().max(1) as f64;
-    let live_share = n as f64 / layer.site.features as f64;
+    let live_share = layer.live.len() as f64 / layer.counted.max(1) as f64;
     let energy = layer.site.energy(&layer.live);
     let tasks: Vec<(Method, f64)> = methods.iter().flat_map(|&m| rates.iter().map(move |&r| (m, r))).collect();
     let measured = tasks
@@ -214,11 +219,11 @@ fn curve(layer: &Layer, methods: &[Method], rates: &[f64], coders: &Coders, seed
 
 /// Row-major reconstruction of all in-features, and bits a weight.
 fn reconstruct(layer: &Layer, method: Method, rate: f64, coders: &Coders, seed: u64) -> Result<(Vec<f32>, f64), QuantizeError> {
-    let Layer { name, weight, live, site } = layer;
+    let Layer { name, weight, live, site, counted } = layer;
     let stored = |coder: &Coder| {
-        let bytes = (rate * weight.len() as f64 / 8.0) as u64;
+        let bytes = (rate * *counted as f64 / 8.0) as u64;
         let parts = quantize_matrix(name, weight, site, coder, bytes, seed)?.parts;
-        let rate = 8.0 * stored_bytes(&parts) as f64 / weight.len() as f64;
+        let rate = 8.0 * stored_bytes(&parts) as f64 / *counted as f64;
         let rows = 0..parts.out_features;
         let matrix = PackedMatrix::new(parts, coder.codes.clone()).map_err(|error| QuantizeError::Packing { name: name.clone(), error })?;
         let mut values = vec![0f32; weight.len()];
@@ -226,7 +231,7 @@ fn reconstruct(layer: &Layer, method: Method, rate: f64, coders: &Coders, seed: 
         Ok((values, rate))
     };
     let n = site.live.len();
-    let live_share = n as f64 / site.features as f64;
+    let live_share = live.len() as f64 / (*counted).max(1) as f64;
     if n == 0 {
         return Ok((vec![0.0; weight.len()], 0.0));
     }
