@@ -1,6 +1,7 @@
 //! `wsrun rd`.
 use super::{load, output, quantize::Level, Usage};
 use crate::eval::PerplexityOptions;
+use crate::format;
 use crate::hub::Source;
 use crate::progress::Progress;
 use crate::quantize::{self, Calibration, Options};
@@ -9,8 +10,9 @@ use crate::rd::{self, Curve, Mean, Method, ModelOptions, Scored, Text};
 use crate::text;
 use anyhow::Context;
 use serde_json::json;
-use std::fmt::Write;
-use std::path::{Path, PathBuf};
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::PathBuf;
 
 /// Compare quantizers with each other and with the water-filling limit: on Gaussian layers, or on the layers of a model.
 ///
@@ -101,7 +103,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     let methods = if args.methods.is_empty() { Method::ALL.to_vec() } else { args.methods.clone() };
     if let Some(file) = &args.plot {
         // Hours of work must not end in a folder that is not there.
-        let folder = file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let folder = format::parent(file);
         anyhow::ensure!(folder.is_dir(), "--plot: {} is not a folder", folder.display());
     }
     let (title, curves, scored) = match &args.model {
@@ -111,7 +113,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
     let means = rd::means(&curves);
     if let Some(file) = &args.plot {
         let svg = rd::plot(&title, &curves).map_err(anyhow::Error::msg)?;
-        write(file, &svg).with_context(|| format!("cannot write {}", file.display()))?;
+        format::write_file(file, |out| out.write_all(svg.as_bytes()), |_| Ok(()))?;
     }
     if args.json {
         let texts: Vec<String> = args.text.iter().map(|p| p.display().to_string()).collect();
@@ -190,16 +192,6 @@ fn of_model(args: &Args, model: &str, methods: &[Method]) -> anyhow::Result<(Str
         }
     })?;
     Ok((format!("{model}, {} layers", curves.len()), curves, scored))
-}
-
-/// Writes a whole file or nothing.
-fn write(file: &Path, text: &str) -> anyhow::Result<()> {
-    let folder = file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut temporary = tempfile::NamedTempFile::new_in(folder)?;
-    std::io::Write::write_all(&mut temporary, text.as_bytes())?;
-    temporary.as_file().sync_all()?;
-    temporary.persist(file)?;
-    Ok(())
 }
 
 /// A row for each method, a cell for each rate.

@@ -42,7 +42,7 @@ pub(super) fn is_plain(name: &str) -> bool {
 /// Writes a file under a temporary name in the same folder, syncs it, lets `check` read it and renames it.
 ///
 /// The temporary name follows from the name, so that what a killed process left is overwritten by the next one.
-pub(super) fn write(
+pub(crate) fn write(
     path: &Path,
     fill: impl FnOnce(&mut File) -> io::Result<()>,
     check: impl FnOnce(&File) -> Result<(), FormatError>,
@@ -69,7 +69,7 @@ pub(super) fn write(
 }
 
 /// The folder that a path stands in.
-pub(super) fn parent(path: &Path) -> &Path {
+pub(crate) fn parent(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 

@@ -20,6 +20,8 @@ mod model;
 mod shard;
 mod write;
 
+pub(crate) use files::{parent, write as write_file};
+
 pub use error::{FormatError, TensorViolation, Violation};
 pub use inspect::{CodeSummary, Inspection, TableSize};
 pub use layer::{stored_bytes, stored_size, LayerSize};

@@ -9,7 +9,7 @@ const STATE: &str = "quantize-state.json";
 /// Progress of one run.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct State {
-    /// Hash of the model's configuration and embedding.
+    /// Hash of the model's configuration and embedding, of the codes, and of the version.
     model: String,
     options: Options,
     pub(crate) sequences: Vec<Vec<u32>>,
@@ -31,7 +31,7 @@ impl Checkpoint {
         dir.with_file_name(name)
     }
 
-    /// The stopped run for `dir`, if there is one; an error if it is another model's or had other options.
+    /// The stopped run for `dir`, if there is one; an error if it is another model's, had other options or is another version's.
     pub(crate) fn load(dir: &Path, model: &str, options: &Options) -> Result<Option<Self>, QuantizeError> {
         let folder = Self::folder(dir);
         let text = match std::fs::read_to_string(folder.join(STATE)) {

@@ -256,7 +256,7 @@ pub enum QuantizeError {
         path: PathBuf,
     },
     /// A stopped run with other options.
-    #[error("{} holds a stopped run of another model or with other options; remove it or choose another --out", path.display())]
+    #[error("{} holds a stopped run of another model, with other options or of another version of wsrun; remove it or choose another --out", path.display())]
     OtherRun {
         /// Folder.
         path: PathBuf,

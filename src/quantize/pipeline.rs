@@ -30,7 +30,8 @@ pub(crate) fn run(model: &Opened, options: &Options, dir: &Path, progress: &mut 
     check(config, options, dir)?;
     let embedding = Model::load_embedding(config, &*model.weights).map_err(QuantizeError::Weights)?;
     let table = dense_table(&embedding, "model.embed_tokens")?;
-    let fingerprint = fingerprint(model, &table);
+    let coder = Coder::new(Arc::new(options.codes.set()));
+    let fingerprint = fingerprint(model, &table, &coder);
     let mut checkpoint = match Checkpoint::load(dir, &fingerprint, options)? {
         Some(checkpoint) => checkpoint,
         None => Checkpoint::start(dir, fingerprint, options, sequences(model, options, progress)?)?,
@@ -45,7 +46,6 @@ pub(crate) fn run(model: &Opened, options: &Options, dir: &Path, progress: &mut 
         checkpoint.state.blocks.pop();
     }
 
-    let coder = Coder::new(Arc::new(options.codes.set()));
     let mut hidden = hidden_states(config, &embedding, &checkpoint.state.sequences)?;
     let mut carry = -CODE_TABLE_BYTES;
     progress(Progress::Blocks { done: checkpoint.state.blocks.len(), total: config.layers });
@@ -126,9 +126,11 @@ pub(crate) fn dense_values(tensor: &Tensor, name: &str) -> Result<Vec<f32>, Quan
     }
 }
 
-/// Tells models apart, so that a stopped run is not continued with another one.
-fn fingerprint(model: &Opened, table: &[f32]) -> String {
+/// Tells models, versions and codes apart, so that a stopped run is not continued with others: a file has one table of codes.
+fn fingerprint(model: &Opened, table: &[f32], coder: &Coder) -> String {
     let mut hash = xxhash_rust::xxh3::Xxh3::new();
+    hash.update(env!("CARGO_PKG_VERSION").as_bytes());
+    hash.update(format!("{:?}", coder.codes).as_bytes());
     hash.update(model.config_json.to_string().as_bytes());
     table.iter().for_each(|v| hash.update(&v.to_le_bytes()));
     format!("{:016x}", hash.digest())

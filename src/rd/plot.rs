@@ -39,26 +39,25 @@ fn draw(
     (low, high): (f64, f64),
     (bottom, top): (f64, f64),
 ) -> Result<(), Box<dyn std::error::Error>> {
-    let area = SVGBackend::with_string(svg, (960, 600)).into_drawing_area();
+    let area = SVGBackend::with_string(svg, (960, 560)).into_drawing_area();
     area.fill(&WHITE)?;
+    let (area, legend) = area.split_horizontally(690);
     let mut chart = ChartBuilder::on(&area)
-        .caption(title, ("sans-serif", 20))
+        .caption(title, ("sans-serif", 18))
         .margin(12)
         .x_label_area_size(44)
         .y_label_area_size(60)
-        .right_y_label_area_size(250)
         .build_cartesian_2d(low..high, bottom..top)?;
     chart.configure_mesh().x_desc("bits a weight").y_desc("bits above the water-filling limit").light_line_style(WHITE).draw()?;
-    for (group, color) in means.chunk_by(|a, b| a.method == b.method).zip(COLORS.iter().cycle()) {
+    for ((group, color), y) in means.chunk_by(|a, b| a.method == b.method).zip(COLORS.iter().cycle()).zip((60..).step_by(24)) {
         let mut points: Vec<(f64, f64)> = group.iter().map(|m| (m.rate, m.gap)).filter(|p| p.1 <= top).collect();
         points.sort_by(|a, b| a.0.total_cmp(&b.0));
-        chart
-            .draw_series(LineSeries::new(points.iter().copied(), color.stroke_width(2)))?
-            .label(group[0].method.name())
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], color.stroke_width(2)));
+        chart.draw_series(LineSeries::new(points.iter().copied(), color.stroke_width(2)))?;
         chart.draw_series(points.iter().map(|&p| Circle::new(p, 3, color.filled())))?;
+        legend.draw(&Circle::new((8, y), 5, color.filled()))?;
+        legend.draw(&Text::new(group[0].method.name(), (20, y - 6), ("sans-serif", 14)))?;
     }
-    chart.configure_series_labels().position(SeriesLabelPosition::Coordinate(650, 10)).border_style(BLACK.mix(0.2)).draw()?;
+    legend.present()?;
     area.present()?;
     Ok(())
 }

@@ -234,17 +234,21 @@ fn byte_costs(tables: &Tables, x: &[f32], squares: &mut [f32], costs: &mut [u16]
 
 /// Caps the costs of a byte's rows so that even the dearest path through the byte stays in range.
 fn cap(tables: &Tables, costs: &mut [u16]) {
-    let mut dearest: Vec<u32> = costs.chunks_exact(tables.entries).map(|row| row.iter().copied().max().unwrap_or(0).into()).collect();
+    let of = |row: &Row| row.position * tables.entries..row.position * tables.entries + row.entries;
+    let rows = tables.steps.iter().flat_map(|step| &step.rows);
+    let mut dearest: Vec<u16> = rows.clone().map(|row| costs[of(row)].iter().copied().max().unwrap_or(0)).collect();
     dearest.sort_unstable();
     let (mut room, mut cap) = (4 * TOP as u32, 0);
-    for (i, cost) in dearest.iter().enumerate() {
+    for (i, cost) in dearest.iter().map(|&cost| u32::from(cost)).enumerate() {
         cap = room / (dearest.len() - i) as u32;
-        if *cost > cap {
+        if cost > cap {
             break;
         }
         room -= cost;
     }
-    costs.iter_mut().for_each(|cost| *cost = (*cost).min(cap as u16 & !3));
+    for row in rows {
+        costs[of(row)].iter_mut().for_each(|cost| *cost = (*cost).min(cap as u16 & !3));
+    }
 }
 
 /// Flat view of lines.
