@@ -187,22 +187,27 @@ fn quantize_block(
     // Layers of a block do not depend on each other in one pass, so all of them run at once. What earlier blocks left of their budget, or
     // took too much, is shared by size.
     let share = options.rate / 8.0 + *carry / total;
-    let done = linears
-        .par_iter()
-        .zip(&sites)
-        .with_max_len(1)
-        .map(|((name, rows, columns, bias), site)| {
-            let linear = model.weights.linear(name, *rows, *columns, *bias).map_err(QuantizeError::Weights)?;
-            let Matrix::Dense(weight) = &linear.matrix else {
-                return Err(QuantizeError::Packed { name: name.clone() });
-            };
-            let weight = dense_values(weight, &format!("{name}.weight"))?;
-            let bias = linear.bias.map(|b| dense_values(&b, &format!("{name}.bias"))).transpose()?;
-            let budget = share * weight.len() as f64;
-            let quantized = quantize_matrix(name, &weight, site, coder, budget.max(0.0) as u64, options.seed)?;
-            Ok((quantized, bias))
-        })
-        .collect::<Result<Vec<_>, QuantizeError>>()?;
+    let quantize = |(name, rows, columns, bias): &(String, usize, usize, bool), site: &Site| {
+        let linear = model.weights.linear(name, *rows, *columns, *bias).map_err(QuantizeError::Weights)?;
+        let Matrix::Dense(weight) = &linear.matrix else {
+            return Err(QuantizeError::Packed { name: name.clone() });
+        };
+        let weight = dense_values(weight, &format!("{name}.weight"))?;
+        let bias = linear.bias.map(|b| dense_values(&b, &format!("{name}.bias"))).transpose()?;
+        let budget = share * weight.len() as f64;
+        let quantized = quantize_matrix(name, &weight, site, coder, budget.max(0.0) as u64, options.seed)?;
+        Ok((quantized, bias))
+    };
+    // The largest first, so that no thread is left with one of them at the end.
+    let mut tasks: Vec<_> = linears.iter().zip(&sites).map(|(linear, site)| (linear, site, None)).collect();
+    let mut order: Vec<_> = tasks.iter_mut().collect();
+    order.sort_by_key(|((_, rows, columns, _), ..)| std::cmp::Reverse(rows * columns));
+    rayon::scope_fifo(|scope| {
+        for (linear, site, done) in order {
+            scope.spawn_fifo(move |_| *done = Some(quantize(linear, site)));
+        }
+    });
+    let done = tasks.into_iter().filter_map(|task| task.2).collect::<Result<Vec<_>, QuantizeError>>()?;
     for ((name, rows, columns, _), (quantized, bias)) in linears.into_iter().zip(done) {
         let bytes = stored_bytes(&quantized.parts);
         let weights = (rows * columns) as u64;
