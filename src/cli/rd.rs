@@ -110,16 +110,15 @@ pub(super) fn run(args: Args) -> anyhow::Result<()> {
         Some(model) => of_model(&args, model, &methods)?,
         None => of_spectra(&args, &methods)?,
     };
-    let means = rd::means(&curves);
     if let Some(file) = &args.plot {
         let svg = rd::plot(&title, &curves).map_err(anyhow::Error::msg)?;
         format::write_file(file, |out| out.write_all(svg.as_bytes()), |_| Ok(()))?;
     }
     if args.json {
         let texts: Vec<String> = args.text.iter().map(|p| p.display().to_string()).collect();
-        return output::print_json(&json!({"layers": curves, "means": means, "texts": texts, "perplexity": scored}));
+        return output::print_json(&json!({"layers": curves, "means": rd::means(&curves), "texts": texts, "perplexity": scored}));
     }
-    output::print(&table(&title, &curves, &means, &args.rates))?;
+    output::print(&table(&title, &curves, &args.rates, args.model.is_some()))?;
     if !scored.is_empty() {
         output::print(&scores(&args.text, &scored, &args.rates))?;
     }
@@ -214,20 +213,18 @@ fn by_method<'a>(means: &'a [Mean], cell: impl Fn(&Mean) -> String + 'a) -> impl
     means.chunk_by(|a, b| a.method == b.method).map(move |group| (label(group[0].method), group.iter().map(&cell).collect()))
 }
 
-fn table(title: &str, curves: &[Curve], means: &[Mean], rates: &[f64]) -> String {
+fn table(title: &str, curves: &[Curve], rates: &[f64], of_model: bool) -> String {
     let mut out = format!("{title}\n");
-    let parts: Vec<(String, Vec<Mean>)> = if curves.len() > 1 && title.starts_with("Gaussian") {
-        curves.iter().map(|c| (c.layer.clone(), rd::means(std::slice::from_ref(c)))).collect()
-    } else {
-        vec![(String::new(), means.to_vec())]
-    };
-    for (name, means) in &parts {
-        if !name.is_empty() {
-            let _ = write!(out, "\n{name}\n");
-        }
-        rows(&mut out, "bits above the water-filling limit", rates, by_method(means, |m| format!("{:.3}", m.gap)));
-        rows(&mut out, "relative output error", rates, by_method(means, |m| format!("{:.3e}", m.relative_error)));
-        rows(&mut out, "bits a weight", rates, by_method(means, |m| format!("{:.4}", m.rate)));
+    let whole = [(String::new(), curves)];
+    let each: Vec<(String, &[Curve])> = curves.iter().map(|c| (format!("\n{}\n", c.layer), std::slice::from_ref(c))).collect();
+    for (name, curves) in if of_model { &whole[..] } else { &each[..] } {
+        let means = rd::means(curves);
+        out += name;
+        rows(&mut out, "bits above the water-filling limit", rates, by_method(&means, |m| format!("{:.3}", m.gap)));
+        let limits = rd::mean_limits(curves).iter().map(|d| format!("{d:.3e}")).collect();
+        let errors = by_method(&means, |m| format!("{:.3e}", m.relative_error));
+        rows(&mut out, "relative output error", rates, std::iter::once(("water-filling limit (theory)".to_owned(), limits)).chain(errors));
+        rows(&mut out, "bits a weight", rates, by_method(&means, |m| format!("{:.4}", m.rate)));
     }
     let loss = curves.iter().map(|c| c.equal_rate_loss).sum::<f64>() / curves.len() as f64;
     let _ = writeln!(out, "equal rates lose {loss:.3} bits at high rate (from the diagonal of L; mean over layers)");

@@ -50,16 +50,16 @@ pub(super) fn gptq_entropy(weight: &[f32], site: &Site, rate: f64) -> Reconstruc
     by_entropy(weight, &site.factor, site.live.len(), rate, Entropy::Pooled, |pivot| pivot)
 }
 
-/// Uniform rounding of Y inside the cancellation with the step `step * spread(L_jj)`; `step` is searched until the entropy meets the rate.
+/// Uniform rounding of Y inside the cancellation with the step `step * spread(L_jj)`; the step is searched until the entropy meets the rate.
 fn by_entropy(weight: &[f32], factor: &[f32], n: usize, rate: f64, entropy: Entropy, spread: impl Fn(f32) -> f32) -> Reconstruction {
     let rows = weight.len() / n;
     let side = 16.0 / rows as f64 + 16.0 / n as f64;
     let target = whiten(weight, factor, n);
     let mean_log = (0..n).map(|j| f64::from(factor[j * n + j] / spread(factor[j * n + j])).ln()).sum::<f64>() / n as f64;
     let power = weight.iter().map(|w| f64::from(*w).powi(2)).sum::<f64>() / weight.len() as f64;
-    let mut step = (12.0 * power).sqrt() * mean_log.exp() * 2f64.powf(side - rate);
-    let mut result = Reconstruction { values: Vec::new(), rate: f64::INFINITY };
-    for _ in 0..ROUNDS {
+    let start = 0.5 * (12.0 * power).log2() + mean_log / std::f64::consts::LN_2 + side - rate;
+    at_rate(rate, start, |step| {
+        let step = step.exp2();
         let mut integers = vec![0i32; n * rows];
         let values = successive(target.clone(), factor, n, |j, y, v| {
             let pivot = factor[j * n + j];
@@ -75,13 +75,27 @@ fn by_entropy(weight: &[f32], factor: &[f32], n: usize, rate: f64, entropy: Entr
             Entropy::Pooled => entropy_of(&integers),
             Entropy::PerColumn => integers.chunks_exact(rows).map(entropy_of).sum::<f64>() / n as f64,
         };
-        result = Reconstruction { values: transposed(&values, n), rate: counted + side };
-        if (result.rate - rate).abs() < CLOSE {
+        Reconstruction { values: transposed(&values, n), rate: counted + side }
+    })
+}
+
+/// The reconstruction at the wanted rate, where `quantize` takes the logarithm (base 2) of a step: one less costs about a bit.
+fn at_rate(rate: f64, start: f64, mut quantize: impl FnMut(f64) -> Reconstruction) -> Reconstruction {
+    let (mut fine, mut coarse) = (f64::NEG_INFINITY, f64::INFINITY);
+    let mut step = start;
+    let mut found = quantize(step);
+    for _ in 1..ROUNDS {
+        if (found.rate - rate).abs() < CLOSE {
             break;
         }
-        step *= 2f64.powf(result.rate - rate);
+        *(if found.rate > rate { &mut fine } else { &mut coarse }) = step;
+        step += found.rate - rate;
+        if step <= fine || step >= coarse || coarse - fine < 1.0 {
+            step = 0.5 * (fine + coarse);
+        }
+        found = quantize(step);
     }
-    result
+    found
 }
 
 /// GPTQ: uniform levels over each row's range shrunk to its best clipping point, the same rate for every column, natural order. The better of
@@ -164,9 +178,9 @@ pub(super) fn ideal(weight: &[f32], site: &Site, rate: f64, seed: u64) -> Recons
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let pivots = (0..n).map(|j| f64::from(site.factor[j * n + j]).powi(2));
     let power = weight.iter().map(|w| f64::from(*w).powi(2)).sum::<f64>() / weight.len() as f64;
-    let mut theta = power * (pivots.map(f64::ln).sum::<f64>() / n as f64 - 2.0 * rate * std::f64::consts::LN_2).exp();
-    let mut result = Reconstruction { values: Vec::new(), rate: f64::INFINITY };
-    for _ in 0..ROUNDS {
+    let start = 0.5 * (power.log2() + pivots.map(f64::log2).sum::<f64>() / n as f64) - rate;
+    at_rate(rate, start, |step| {
+        let theta = (2.0 * step).exp2();
         let mut bits = 0.0;
         let values = successive(target.clone(), &site.factor, n, |j, y, v| {
             let energy = y.iter().map(|y| f64::from(*y).powi(2)).sum::<f64>() / y.len() as f64;
@@ -179,13 +193,8 @@ pub(super) fn ideal(weight: &[f32], site: &Site, rate: f64, seed: u64) -> Recons
             let pivot = site.factor[j * n + j];
             v.iter_mut().zip(y).for_each(|(v, y)| *v = (gain * y + noise * normal(&mut rng)) / pivot);
         });
-        result = Reconstruction { values: transposed(&values, n), rate: bits / n as f64 };
-        if (result.rate - rate).abs() < CLOSE {
-            break;
-        }
-        theta *= 4f64.powf(result.rate - rate);
-    }
-    result
+        Reconstruction { values: transposed(&values, n), rate: bits / n as f64 }
+    })
 }
 
 /// [`ideal`] with the in-features in the order of a pivoted Cholesky factorization: that of most remaining energy first.

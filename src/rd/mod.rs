@@ -147,6 +147,17 @@ pub struct Point {
     pub gap: f64,
 }
 
+/// The least error that any code reaches at a rate.
+#[derive(Debug, Clone, Serialize)]
+pub struct Limit {
+    /// Bits a weight, counted as those of [`Point`].
+    pub rate: f64,
+    /// Mean squared output error a live weight, for weights of unit variance.
+    pub distortion: f64,
+    /// The same relative to the output's energy.
+    pub relative_error: f64,
+}
+
 /// All methods at all rates on one layer.
 #[derive(Debug, Clone, Serialize)]
 pub struct Curve {
@@ -156,8 +167,8 @@ pub struct Curve {
     pub shape: [usize; 3],
     /// Bits that GPTQ's equal rates lose at high rate, from the Cholesky factor's diagonal.
     pub equal_rate_loss: f64,
-    /// Rate and distortion of the water-filling limit at each target, for Gaussian weights.
-    pub limit: Vec<(f64, f64)>,
+    /// The water-filling limit at each target, for Gaussian weights.
+    pub limit: Vec<Limit>,
     /// What was measured.
     pub points: Vec<Point>,
 }
@@ -206,12 +217,16 @@ fn curve(layer: &Layer, methods: &[Method], rates: &[f64], coders: &Coders, seed
         })
         .collect::<Result<Vec<_>, QuantizeError>>()?;
     let (points, values) = measured.into_iter().unzip();
+    let limit = |&rate: &f64| {
+        let distortion = theory::water_filling(&spectrum, rate / live_share);
+        Limit { rate, distortion, relative_error: distortion * variance * layer.live.len() as f64 / energy }
+    };
     let pivots: Vec<f64> = (0..n).map(|j| f64::from(layer.site.factor[j * n + j])).collect();
     let curve = Curve {
         layer: layer.name.clone(),
         shape: [layer.weight.len() / layer.site.features, layer.site.features, n],
         equal_rate_loss: theory::equal_rate_loss(&pivots),
-        limit: rates.iter().map(|&rate| (rate, theory::water_filling(&spectrum, rate / live_share))).collect(),
+        limit: rates.iter().map(limit).collect(),
         points,
     };
     Ok((curve, values))
@@ -278,14 +293,25 @@ pub fn means(curves: &[Curve]) -> Vec<Mean> {
     (0..first.points.len())
         .map(|i| {
             let of = |value: fn(&Point) -> f64| curves.iter().zip(&weights).map(|(c, w)| w * value(&c.points[i])).sum::<f64>() / total;
-            let logs: Vec<f64> = curves.iter().map(|c| c.points[i].relative_error).filter(|e| *e > 0.0).map(f64::ln).collect();
             Mean {
                 method: first.points[i].method,
                 target: first.points[i].target,
                 rate: of(|p| p.rate),
-                relative_error: (logs.iter().sum::<f64>() / logs.len().max(1) as f64).exp(),
+                relative_error: geometric_mean(curves.iter().map(|c| c.points[i].relative_error)),
                 gap: of(|p| p.gap),
             }
         })
         .collect()
+}
+
+/// Geometric mean over layers of the limit's relative errors, by rate.
+pub fn mean_limits(curves: &[Curve]) -> Vec<f64> {
+    let rates = curves.first().map_or(0, |c| c.limit.len());
+    (0..rates).map(|i| geometric_mean(curves.iter().map(|c| c.limit[i].relative_error))).collect()
+}
+
+/// Of those that are not 0.
+fn geometric_mean(values: impl Iterator<Item = f64>) -> f64 {
+    let logs: Vec<f64> = values.filter(|v| *v > 0.0).map(f64::ln).collect();
+    (logs.iter().sum::<f64>() / logs.len().max(1) as f64).exp()
 }
