@@ -154,3 +154,37 @@ fn bench_reports_medians() {
     f.run(&["bench", "--model", "model", "--prompt-tokens", "250", "--tokens", "20"]).fails(1, &["tokens"]);
     f.run(&["bench", "--model", "model", "--repeat", "0"]).fails(2, &["--repeat"]);
 }
+
+#[test]
+fn random_weights_of_a_shape_are_timed_without_a_download() {
+    let f = Fixture::new();
+    let args =
+        ["bench", "--random-weights", "llama3.2-1b", "--layers", "1", "--prompt-tokens", "8", "--tokens", "2", "--repeat", "1", "--json"];
+    let bytes = |rate: &str| {
+        let json = f.run(&[&args[..], &["--rate", rate]].concat()).json();
+        assert!(json["decode_tokens_per_s"].as_f64().unwrap() > 0.0 && json["prefill_tokens_per_s"].as_f64().unwrap() > 0.0);
+        json["weight_bytes_per_token"].as_f64().unwrap()
+    };
+    // One block of 60.8 million weights; the head does not change.
+    let bits = (bytes("4") - bytes("2")) * 8.0 / 60_817_408.0;
+    assert!((bits - 2.0).abs() < 0.1, "{bits}");
+    f.run(&["bench", "--random-weights", "gpt2"]).fails(2, &["llama3.2-1b", "qwen3-4b"]);
+    f.run(&["bench", "--random-weights", "llama3-8b", "--rate", "7"]).fails(2, &["1 to 6"]);
+    f.run(&["bench", "--model", "model", "--layers", "1"]).fails(2, &["--layers"]);
+}
+
+#[test]
+fn the_doctor_names_the_machine_and_foretells_speed() {
+    let f = Fixture::new();
+    let json = f.run(&["doctor", "--model", "model", "--rates", "2,4", "--json"]).json();
+    let paths = ["portable", "avx2", "avx2-gfni", "avx512"];
+    assert!(paths.contains(&json["path"].as_str().unwrap()), "{json}");
+    assert!(json["bandwidth_gb_per_s"]["median"].as_f64().unwrap() > 0.1);
+    let foretold: Vec<f64> = json["models"].as_array().unwrap().iter().map(|m| m["bytes_per_token"].as_f64().unwrap()).collect();
+    // Two blocks of 147456 weights, and a head of 262 x 128 bytes.
+    assert_eq!(foretold, [2.0, 4.0].map(|bits| 2.0 * 147_456.0 * bits / 8.0 + 262.0 * 128.0));
+    let mut command = f.command(&["doctor"]);
+    let output = command.env("WSRUN_ISA", "sse9").output().unwrap();
+    common::Run::new(output, &["doctor"]).fails(1, &["sse9", "avx512"]);
+    f.run(&["doctor", "--model", "zzzz"]).fails(1, &["unknown model"]);
+}

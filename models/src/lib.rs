@@ -4,7 +4,7 @@
 //! * [`weights`]: the seam: where a model gets its tensors and linear layers from.
 //! * [`linear`]: dense or packed product behind one call.
 //! * [`model`]: embedding, blocks, norm, head.
-//! * [`registry`]: model aliases.
+//! * [`registry`]: model aliases; [`shapes`]: published shapes without weights.
 mod attention;
 mod cache;
 pub mod config;
@@ -13,4 +13,5 @@ pub mod model;
 mod ops;
 pub mod registry;
 mod rope;
+pub mod shapes;
 pub mod weights;

@@ -1,5 +1,6 @@
 //! The command line: one file a subcommand.
 mod bench;
+mod doctor;
 mod generate;
 mod inspect;
 mod interrupt;
@@ -44,6 +45,7 @@ enum Command {
     Pull(pull::Args),
     Models(models::Args),
     Rd(rd::Args),
+    Doctor(doctor::Args),
 }
 
 /// A wrong use of the command line that only the command itself can see: exit code 2.
@@ -65,6 +67,7 @@ pub fn main() -> ExitCode {
             Command::Pull(args) => pull::run(args),
             Command::Models(args) => models::run(args),
             Command::Rd(args) => rd::run(args),
+            Command::Doctor(args) => doctor::run(args, threads),
         }
     });
     match result {

@@ -1,9 +1,12 @@
 //! Measuring a loaded model.
 //!
 //! * [`perplexity()`]: how well it predicts a text.
-//! * [`bench()`]: how fast it reads and writes.
+//! * [`bench()`]: how fast it reads and writes; [`random_weights`]: models to time without a download.
+//! * [`machine`]: what the machine can do.
 mod bench;
+pub mod machine;
 mod perplexity;
+pub mod random_weights;
 
 pub use bench::{bench, Bench, BenchOptions, Spread};
 pub use perplexity::{perplexity, Perplexity, PerplexityOptions};
@@ -31,6 +34,9 @@ pub enum EvalError {
         /// Its value.
         value: usize,
     },
+    /// A shape cannot be made.
+    #[error("this shape is not supported: {0}")]
+    Shape(String),
     /// The model fails.
     #[error(transparent)]
     Runtime(#[from] RuntimeError),

@@ -1,0 +1,135 @@
+//! A packed model of a published shape with random codes: real sizes in seconds, without a download.
+use super::EvalError;
+use crate::format::stored_size;
+use crate::hub::Opened;
+use candle_core::{Device, Tensor};
+use half::f16;
+use rand::RngCore;
+use rand_chacha::rand_core::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use std::sync::Arc;
+use tokenizers::models::bpe::BPE;
+use tokenizers::Tokenizer;
+use ws_kernels::code::CodeSet;
+use ws_kernels::layout::Geometry;
+use ws_kernels::packed::{PackedMatrix, Parts};
+use ws_kernels::rows8::Rows8;
+use ws_kernels::tables::Effort;
+use ws_models::config::Config;
+use ws_models::linear::{Linear, Matrix, Table};
+use ws_models::weights::{WeightError, Weights};
+
+/// Bytes that are drawn; longer codes repeat them.
+const POOL: usize = 1 << 22;
+/// Columns of one width in a row.
+const GROUP: usize = 64;
+/// Widths beside a matrix' mean width, group by group: a quarter below, a quarter above.
+const SPREAD: [i64; 4] = [-1, 0, 1, 0];
+
+/// A source of random packed matrices.
+pub struct RandomWeights {
+    codes: Arc<CodeSet>,
+    pool: Vec<u8>,
+    rate: f64,
+}
+
+impl RandomWeights {
+    /// Matrices of `rate` stored bits a weight, 1 to 6, with the trellis codes of the default effort.
+    pub fn new(rate: f64) -> Self {
+        let mut pool = vec![0; POOL];
+        ChaCha8Rng::seed_from_u64(0).fill_bytes(&mut pool);
+        Self { codes: Arc::new(CodeSet::trellis(Effort::Default)), pool, rate }
+    }
+
+    /// A model of this shape (`config_json`) cut to `layers` blocks.
+    ///
+    /// # Errors
+    /// A shape that is not supported.
+    pub fn open(self, config_json: &str, layers: Option<usize>) -> Result<Opened, EvalError> {
+        let mut config = Config::from_json(config_json).map_err(|e| EvalError::Shape(e.to_string()))?;
+        config.layers = layers.map_or(config.layers, |layers| layers.min(config.layers));
+        let config_json = serde_json::from_str(config_json).map_err(|e| EvalError::Shape(e.to_string()))?;
+        let tokenizer = Tokenizer::new(BPE::default());
+        Ok(Opened { config, config_json, weights: Box::new(self), tokenizer, add_bos: false, chat_template: None, side_files: Vec::new() })
+    }
+
+    /// A random matrix, values of about `1 / sqrt(columns)`.
+    ///
+    /// # Errors
+    /// An empty matrix, or one that is too wide.
+    pub fn matrix(&self, rows: usize, columns: usize) -> Result<PackedMatrix, WeightError> {
+        let widths = self.widths(rows, columns);
+        let geometry = Geometry::new(rows, &widths).ok_or("the shape is not supported")?;
+        let coded = widths.iter().filter(|&&w| w > 0).count();
+        let parts = Parts {
+            out_features: rows,
+            scale: 1.0 / (columns as f32).sqrt(),
+            codes: Arc::new(self.bytes(geometry.bytes)),
+            range: 0..geometry.bytes,
+            col_scale: vec![f16::ONE; coded],
+            row_scale: vec![f16::ONE; rows],
+            exact: Vec::new(),
+            exceptions: Vec::new(),
+            widths,
+        };
+        Ok(PackedMatrix::new(parts, self.codes.clone())?)
+    }
+
+    /// The widest columns whose matrix has the rate, in whole groups as the quantizer chooses them.
+    fn widths(&self, rows: usize, columns: usize) -> Vec<u8> {
+        let bytes = (self.rate * (rows * columns) as f64 / 8.0) as u64;
+        let groups = columns.div_ceil(GROUP);
+        let sum = |sum: usize| -> Vec<u8> {
+            let mean = |g: usize| (sum / groups + usize::from(g < sum % groups)) as i64;
+            (0..columns).map(|j| j / GROUP).map(|g| (mean(g) + SPREAD[g % SPREAD.len()]).clamp(0, 6) as u8).collect()
+        };
+        let (mut fits, mut exceeds) = (0, 8 * groups);
+        while exceeds - fits > 1 {
+            let middle = (fits + exceeds) / 2;
+            match stored_size(rows, &sum(middle), 0).is_some_and(|size| size <= bytes) {
+                true => fits = middle,
+                false => exceeds = middle,
+            }
+        }
+        sum(fits)
+    }
+
+    fn bytes(&self, count: usize) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(count);
+        while bytes.len() < count {
+            bytes.extend_from_slice(&self.pool[..POOL.min(count - bytes.len())]);
+        }
+        bytes
+    }
+}
+
+impl Weights for RandomWeights {
+    fn tensor(&self, _: &str, shape: &[usize]) -> Result<Tensor, WeightError> {
+        Ok(Tensor::ones(shape, candle_core::DType::F32, &Device::Cpu)?)
+    }
+
+    fn linear(&self, _: &str, out_features: usize, in_features: usize, bias: bool) -> Result<Linear, WeightError> {
+        let bias = bias.then(|| Tensor::zeros(out_features, candle_core::DType::F32, &Device::Cpu)).transpose()?;
+        Ok(Linear { matrix: Matrix::Packed(Arc::new(self.matrix(out_features, in_features)?)), bias })
+    }
+
+    fn table(&self, _: &str, vocab: usize, hidden: usize) -> Result<Table, WeightError> {
+        let values = Arc::new(self.bytes(vocab * hidden));
+        let scale = 1.0 / (128.0 * (hidden as f32).sqrt());
+        Ok(Table::Rows8(Arc::new(Rows8::new(vocab, hidden, values, 0..vocab * hidden, vec![f16::ONE; vocab], scale)?)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn matrices_have_the_rate() {
+        for rate in [1.0, 2.0, 2.5, 3.0, 4.0, 5.5] {
+            let matrix = RandomWeights::new(rate).matrix(1024, 2048).unwrap();
+            let stored = 8.0 * crate::format::stored_bytes(matrix.parts()) as f64 / (1024.0 * 2048.0);
+            assert!(stored <= rate && stored > rate - 0.1, "{stored} at {rate}");
+        }
+    }
+}
