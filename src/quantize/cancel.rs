@@ -2,7 +2,7 @@
 //!
 //! With the covariance `S = L L^T` and `Y = W L`, columns are quantized from the last to the first: column `j` of the residual is
 //! encoded, and its reconstruction times row `j` of L is taken out of all columns before it. Rows do not interact.
-use super::column::{Coder, EXCEPTION_BITS, WIDTHS};
+use super::column::{Coder, Measure, EXCEPTION_BITS, WIDTHS};
 use super::linalg;
 use faer::Accum;
 use ws_kernels::layout::Column;
@@ -19,6 +19,8 @@ pub(crate) struct Problem<'a> {
     pub(crate) factor: &'a [f32],
     /// Row scales.
     pub(crate) row_scale: &'a [f32],
+    /// Rows of the matrix that each row stands for: 1, or more where only some are looked at.
+    pub(crate) count: &'a [f32],
     /// Distortion that one stored bit is worth.
     pub(crate) lambda: f64,
 }
@@ -85,7 +87,7 @@ pub(crate) fn successive(mut target: Vec<f32>, factor: &[f32], n: usize, mut qua
 
 /// Quantizes the columns of `target` (`Y^T`, `n x rows`).
 pub(crate) fn cancel(target: Vec<f32>, problem: &Problem, coder: &Coder, plan: &Plan) -> Outcome {
-    let (n, factor, rows) = (problem.n, problem.factor, problem.row_scale);
+    let (n, factor, rows, count) = (problem.n, problem.factor, problem.row_scale, problem.count);
     let a = rows.len();
     let cap = EXCEPTION_BITS * problem.lambda;
     let mut outcome = Outcome {
@@ -100,8 +102,8 @@ pub(crate) fn cancel(target: Vec<f32>, problem: &Problem, coder: &Coder, plan: &
     let mut x = vec![0f32; a];
     let mut weight = vec![0f32; a];
     successive(target, factor, n, |j, y, v| {
-        let energy = mean_square(y.iter().copied());
-        let spread = mean_square(y.iter().zip(rows).map(|(y, r)| y / r)).sqrt() as f32;
+        let energy = mean(y.iter().map(|y| y.powi(2)), count);
+        let spread = mean(y.iter().zip(rows).map(|(y, r)| (y / r).powi(2)), count).sqrt() as f32;
         if spread == 0.0 || !spread.is_finite() {
             return;
         }
@@ -109,9 +111,10 @@ pub(crate) fn cancel(target: Vec<f32>, problem: &Problem, coder: &Coder, plan: &
             weight[r] = rows[r] * spread;
             x[r] = y[r] / weight[r];
         }
+        let measure = Measure { weight: &weight, count, cap };
         let (width, padded, room) = match plan {
             Plan::Search => {
-                let distortion = coder.distortions(&x, &weight, energy, cap, &mut scratch);
+                let distortion = coder.distortions(&x, energy, measure, &mut scratch);
                 let cost = |slot: usize| distortion[slot] + problem.lambda * WIDTHS[slot] as f64;
                 let slot = (0..WIDTHS.len()).min_by(|&a, &b| cost(a).total_cmp(&cost(b))).expect("there are widths");
                 outcome.distortion[j] = distortion;
@@ -119,7 +122,7 @@ pub(crate) fn cancel(target: Vec<f32>, problem: &Problem, coder: &Coder, plan: &
             }
             Plan::Fixed { widths, padded, exceptions } => (widths[j], *padded, exceptions.saturating_sub(outcome.outliers.len())),
         };
-        let encoded = coder.encode(width, &x, padded, &weight, cap, &mut scratch);
+        let encoded = coder.encode(width, &x, padded, measure, &mut scratch);
         let made_before = outcome.outliers.len();
         let (mut dot, mut norm) = (0f64, 0f64);
         for r in 0..a {
@@ -128,8 +131,8 @@ pub(crate) fn cancel(target: Vec<f32>, problem: &Problem, coder: &Coder, plan: &
             if far && outcome.outliers.len() - made_before < room {
                 outcome.outliers.push(Outlier { row: r, column: j, difference: 0.0 });
             } else {
-                dot += coded as f64 * y[r] as f64;
-                norm += (coded as f64).powi(2);
+                dot += (count[r] * coded) as f64 * y[r] as f64;
+                norm += count[r] as f64 * (coded as f64).powi(2);
             }
         }
         let gain = match width {
@@ -155,7 +158,8 @@ pub(crate) fn cancel(target: Vec<f32>, problem: &Problem, coder: &Coder, plan: &
     outcome
 }
 
-fn mean_square(values: impl ExactSizeIterator<Item = f32>) -> f64 {
-    let count = values.len().max(1) as f64;
-    values.map(|v| (v as f64).powi(2)).sum::<f64>() / count
+/// Mean over the rows that `count` stands for.
+pub(super) fn mean(values: impl Iterator<Item = f32>, count: &[f32]) -> f64 {
+    let (sum, total) = values.zip(count).fold((0f64, 0f64), |(sum, total), (v, c)| (sum + v as f64 * *c as f64, total + *c as f64));
+    sum / total.max(1.0)
 }

@@ -1,4 +1,5 @@
 //! Encoding one column at a width, and what that costs.
+use super::cancel::mean;
 use std::sync::Arc;
 use ws_kernels::code::CodeSet;
 use ws_kernels::layout::Column;
@@ -11,7 +12,7 @@ pub(crate) const WIDTHS: [u8; 9] = [0, 1, 2, 3, 4, 5, 6, 8, 16];
 pub(crate) const EXCEPTION_BITS: f64 = 48.0;
 
 /// Fourth moment of a unit-variance column above which its error is measured rather than taken from the Gaussian one.
-const GAUSSIAN_KURTOSIS: f32 = 4.5;
+const GAUSSIAN_KURTOSIS: f64 = 4.5;
 
 /// Level spacings tried on a column that is not Gaussian, relative to that for a Gaussian.
 const STRETCHES: [f32; 5] = [1.0, 1.3, 1.7, 2.3, 3.2];
@@ -24,6 +25,17 @@ pub(crate) struct Encoded {
     pub(crate) values: Vec<f32>,
     /// Factor on `values` that approximates the input.
     pub(crate) stretch: f32,
+}
+
+/// What an error of a column costs.
+#[derive(Clone, Copy)]
+pub(crate) struct Measure<'a> {
+    /// Factor on each row's error.
+    pub(crate) weight: &'a [f32],
+    /// Rows that each row stands for.
+    pub(crate) count: &'a [f32],
+    /// Most that an entry's squared error costs: an exception makes it exact.
+    pub(crate) cap: f64,
 }
 
 /// Encodes columns of about unit variance.
@@ -60,39 +72,37 @@ impl Coder {
         &self.nominal
     }
 
-    /// Distortion of the column at each of [`WIDTHS`], in units of `y^2`, where `y = x * weight`. An entry never costs more than `cap`
-    /// (an exception makes it exact).
-    pub(crate) fn distortions(&self, x: &[f32], weight: &[f32], energy: f64, cap: f64, scratch: &mut Scratch) -> [f64; WIDTHS.len()] {
-        if fourth_moment(x) < GAUSSIAN_KURTOSIS {
+    /// Mean distortion of the column (over the rows that `count` stands for) at each of [`WIDTHS`], in units of `y^2`, where `y = x * weight`.
+    pub(crate) fn distortions(&self, x: &[f32], energy: f64, measure: Measure, scratch: &mut Scratch) -> [f64; WIDTHS.len()] {
+        if fourth_moment(x, measure.count) < GAUSSIAN_KURTOSIS {
             return self.nominal.map(|d| d * energy);
         }
         let mut out = [0.0; WIDTHS.len()];
         for (slot, &width) in WIDTHS.iter().enumerate() {
-            out[slot] = self.best(width, x, x.len(), weight, cap, scratch).1;
+            out[slot] = self.best(width, x, x.len(), measure, scratch).1;
         }
         out
     }
 
     /// Encodes `x` padded to `padded` rows; the stretch is searched where the column is not Gaussian.
-    pub(crate) fn encode(&self, width: u8, x: &[f32], padded: usize, weight: &[f32], cap: f64, scratch: &mut Scratch) -> Encoded {
-        if width == 0 || width == 16 || fourth_moment(x) < GAUSSIAN_KURTOSIS {
+    pub(crate) fn encode(&self, width: u8, x: &[f32], padded: usize, measure: Measure, scratch: &mut Scratch) -> Encoded {
+        if width == 0 || width == 16 || fourth_moment(x, measure.count) < GAUSSIAN_KURTOSIS {
             return self.encode_at(width, x, padded, 1.0, scratch);
         }
-        self.best(width, x, padded, weight, cap, scratch).0
+        self.best(width, x, padded, measure, scratch).0
     }
 
-    fn best(&self, width: u8, x: &[f32], padded: usize, weight: &[f32], cap: f64, scratch: &mut Scratch) -> (Encoded, f64) {
+    fn best(&self, width: u8, x: &[f32], padded: usize, measure: Measure, scratch: &mut Scratch) -> (Encoded, f64) {
         let stretches = if (1..=6).contains(&width) { &STRETCHES[..] } else { &STRETCHES[..1] };
         let mut best: Option<(Encoded, f64)> = None;
         for &stretch in stretches {
             let encoded = self.encode_at(width, x, padded, stretch, scratch);
-            let error = x
+            let errors = x
                 .iter()
                 .zip(&encoded.values)
-                .zip(weight)
-                .map(|((x, q), w)| (((x - q * encoded.stretch) * w) as f64).powi(2).min(cap))
-                .sum::<f64>()
-                / x.len() as f64;
+                .zip(measure.weight)
+                .map(|((x, q), w)| ((x - q * encoded.stretch) * w).powi(2).min(measure.cap as f32));
+            let error = mean(errors, measure.count);
             if best.as_ref().is_none_or(|(_, least)| error < *least) {
                 best = Some((encoded, error));
             }
@@ -125,8 +135,8 @@ impl Coder {
     }
 }
 
-fn fourth_moment(x: &[f32]) -> f32 {
-    x.iter().map(|v| v.powi(4)).sum::<f32>() / x.len().max(1) as f32
+fn fourth_moment(x: &[f32], count: &[f32]) -> f64 {
+    mean(x.iter().map(|v| v.powi(4)), count)
 }
 
 /// Inverse of the standard normal distribution function (Acklam's rational approximation, relative error 1e-9).
