@@ -86,7 +86,7 @@ impl RandomWeights {
         let (mut fits, mut exceeds) = (0, 8 * groups);
         while exceeds - fits > 1 {
             let middle = (fits + exceeds) / 2;
-            match stored_size(rows, &sum(middle), 0).is_some_and(|size| size <= bytes) {
+            match stored_size(rows, &sum(middle), false, 0).is_some_and(|size| size <= bytes) {
                 true => fits = middle,
                 false => exceeds = middle,
             }

@@ -1,6 +1,7 @@
 //! The tensors of one packed matrix: names, types, shapes, and so its stored size.
 use super::header::Dtype;
 use super::TensorViolation;
+use half::f16;
 use std::collections::BTreeMap;
 use ws_kernels::layout::Geometry;
 use ws_kernels::packed::{Parts, MAX_IN_FEATURES};
@@ -53,8 +54,9 @@ pub(super) fn order(name: &str) -> (usize, usize, &str) {
 /// End of a tensor's name, its type and its shape.
 pub(super) type Spec = (&'static str, Dtype, Vec<usize>);
 
-/// The tensors of a packed matrix of this shape, plan and number of exceptions. `None` where sizes overflow, a side is 0 or a width is unknown.
-pub(super) fn specs(out_features: usize, widths: &[u8], exceptions: usize) -> Option<Vec<Spec>> {
+/// The tensors of a packed matrix of this shape, plan and number of exceptions, with row scales or without. `None` where sizes overflow, a side is 0
+/// or a width is unknown.
+pub(super) fn specs(out_features: usize, widths: &[u8], row_scales: bool, exceptions: usize) -> Option<Vec<Spec>> {
     if out_features == 0 || widths.is_empty() || widths.len() > MAX_IN_FEATURES {
         return None;
     }
@@ -66,8 +68,10 @@ pub(super) fn specs(out_features: usize, widths: &[u8], exceptions: usize) -> Op
         ("plan", Dtype::U8, vec![widths.len().div_ceil(2)]),
         ("scale", Dtype::F32, vec![1]),
         ("col_scale", Dtype::F16, vec![coded]),
-        ("row_scale", Dtype::F16, vec![out_features]),
     ];
+    if row_scales {
+        specs.push(("row_scale", Dtype::F16, vec![out_features]));
+    }
     if exact > 0 {
         specs.push(("exact", Dtype::F16, vec![exact, out_features]));
     }
@@ -78,16 +82,21 @@ pub(super) fn specs(out_features: usize, widths: &[u8], exceptions: usize) -> Op
     specs.iter().all(|(_, dtype, shape)| dtype.bytes(shape).is_some()).then_some(specs)
 }
 
-/// Bytes of the tensors of a packed matrix with these column widths and so many exceptions: what `stored bits` counts.
-/// `None` where sizes overflow, a side is 0 or a width is not 0 to 6, 8 or 16.
-pub fn stored_size(out_features: usize, widths: &[u8], exceptions: usize) -> Option<u64> {
-    let specs = specs(out_features, widths, exceptions)?;
+/// Bytes of the tensors of a packed matrix with these column widths, with row scales or without (all 1), and so many exceptions: what `stored bits`
+/// counts. `None` where sizes overflow, a side is 0 or a width is not 0 to 6, 8 or 16.
+pub fn stored_size(out_features: usize, widths: &[u8], row_scales: bool, exceptions: usize) -> Option<u64> {
+    let specs = specs(out_features, widths, row_scales, exceptions)?;
     specs.iter().try_fold(0u64, |sum, (_, dtype, shape)| sum.checked_add(dtype.bytes(shape)? as u64))
 }
 
 /// [`stored_size`] of these parts; `u64::MAX` for parts that no file can hold.
 pub fn stored_bytes(parts: &Parts) -> u64 {
-    stored_size(parts.out_features, &parts.widths, parts.exceptions.len()).unwrap_or(u64::MAX)
+    stored_size(parts.out_features, &parts.widths, has_row_scales(parts), parts.exceptions.len()).unwrap_or(u64::MAX)
+}
+
+/// Row scales that are all 1 are not stored.
+pub(super) fn has_row_scales(parts: &Parts) -> bool {
+    parts.row_scale.iter().any(|&scale| scale != f16::ONE)
 }
 
 /// The column plan: a nibble an in-feature, the first one low.
@@ -132,14 +141,15 @@ mod tests {
     fn size_is_the_sum_of_its_tensors() {
         // 100 rows have one lane of 104; 3 columns of 3 bits make one padded group of 64.
         let codes = 3 * 64 * 13;
-        assert_eq!(stored_size(100, &[3, 3, 3], 0), Some(codes + 2 + 4 + 2 * (3 + 100)));
-        assert_eq!(stored_size(100, &[3, 16, 3, 0, 3], 7), Some(codes + 3 + 4 + 2 * (3 + 100 + 100) + 7 * 6));
-        assert_eq!(stored_size(70_000, &[0], 1).unwrap() - stored_size(70_000, &[0], 0).unwrap(), 8);
-        assert_eq!(stored_size(100, &[7], 0), None);
-        assert_eq!(stored_size(0, &[1], 0), None);
-        assert_eq!(stored_size(100, &[], 0), None);
-        assert_eq!(stored_size(usize::MAX, &[1], 0), None);
-        assert_eq!(stored_size(100, &[1], usize::MAX), None);
+        assert_eq!(stored_size(100, &[3, 3, 3], true, 0), Some(codes + 2 + 4 + 2 * (3 + 100)));
+        assert_eq!(stored_size(100, &[3, 16, 3, 0, 3], true, 7), Some(codes + 3 + 4 + 2 * (3 + 100 + 100) + 7 * 6));
+        assert_eq!(stored_size(70_000, &[0], true, 1).unwrap() - stored_size(70_000, &[0], true, 0).unwrap(), 8);
+        assert_eq!(stored_size(100, &[3, 3, 3], false, 0), Some(codes + 2 + 4 + 2 * 3));
+        assert_eq!(stored_size(100, &[7], true, 0), None);
+        assert_eq!(stored_size(0, &[1], true, 0), None);
+        assert_eq!(stored_size(100, &[], true, 0), None);
+        assert_eq!(stored_size(usize::MAX, &[1], true, 0), None);
+        assert_eq!(stored_size(100, &[1], true, usize::MAX), None);
     }
 
     #[test]

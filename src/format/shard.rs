@@ -98,8 +98,9 @@ impl ShardFile {
         self.expect(&plan, Dtype::U8, vec![columns.div_ceil(2)])?;
         let widths = self.widths(name, columns)?;
         let exceptions = self.header.tensors.get(&format!("{name}.exc_row")).map_or(0, |entry| entry.shape.first().copied().unwrap_or(0));
-        let specs =
-            layer::specs(rows, &widths, exceptions).ok_or_else(|| self.bad(&codes, TensorViolation::Impossible(vec![rows, columns])))?;
+        let row_scales = self.header.tensors.contains_key(&format!("{name}.row_scale"));
+        let specs = layer::specs(rows, &widths, row_scales, exceptions)
+            .ok_or_else(|| self.bad(&codes, TensorViolation::Impossible(vec![rows, columns])))?;
         let mut bytes = 0;
         for (end, dtype, shape) in specs {
             let tensor = format!("{name}.{end}");
@@ -219,6 +220,10 @@ impl ShardFile {
         };
         let places = exception_rows.into_iter().zip(self.elements(&tensor("exc_col"), u16::from_le_bytes));
         let exceptions = places.zip(self.halves(&tensor("exc_val"))).map(|((row, column), value)| Exception { row, column, value });
+        let mut row_scale = self.halves(&tensor("row_scale"));
+        if row_scale.is_empty() {
+            row_scale.resize(rows, f16::ONE);
+        }
         Ok(Parts {
             out_features: rows,
             widths: self.widths(name, columns)?,
@@ -226,7 +231,7 @@ impl ShardFile {
             codes: self.map.clone() as Bytes,
             range: self.header.tensors[&tensor("codes")].range.clone(),
             col_scale: self.halves(&tensor("col_scale")),
-            row_scale: self.halves(&tensor("row_scale")),
+            row_scale,
             exact: self.halves(&tensor("exact")),
             exceptions: exceptions.collect(),
         })

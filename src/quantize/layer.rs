@@ -18,6 +18,8 @@ const SEARCH_SHARE: usize = 10;
 const FAR_SHARE: usize = 4;
 /// Rounds of that search: each measures every column's error at the last round's lambda.
 const SEARCH_ROUNDS: usize = 3;
+/// Stored bits of a row scale.
+const ROW_SCALE_BITS: f64 = 16.0;
 /// Exceptions reserved beyond those that the search foresees.
 const EXCEPTION_RESERVE: f64 = 1.1;
 
@@ -46,7 +48,8 @@ pub(crate) fn quantize_matrix(
     let live: Vec<f32> = weight.chunks_exact(features).flat_map(|row| site.live.iter().map(|&j| row[j])).collect();
     let row_scale = row_scales(&live, n, rows);
     let (lanes, segment) = Geometry::lanes_for(rows);
-    let side_bits = 8 * (features.div_ceil(2) + 4 + 2 * rows) as u64;
+    let row_scaled = row_scale.iter().any(|&scale| scale != 1.0);
+    let side_bits = 8 * (features.div_ceil(2) + 4) as u64 + if row_scaled { ROW_SCALE_BITS as u64 * rows as u64 } else { 0 };
     let budget_for = |exceptions: f64| Budget {
         padded_rows: lanes * segment,
         rows,
@@ -59,7 +62,9 @@ pub(crate) fn quantize_matrix(
     let (picked, count) = picked_rows(&live, site, rows, seed);
     let subset: Vec<f32> = target.chunks_exact(rows.max(1)).flat_map(|column| picked.iter().map(|&r| column[r])).collect();
     let subset_scale: Vec<f32> = picked.iter().map(|&r| row_scale[r]).collect();
-    let mut distortion = nominal_distortion(&live, site, coder, n);
+    let energy = column_energy(live.chunks_exact(n.max(1)).zip(std::iter::repeat(&1.0)), n);
+    let seen = column_energy(picked.iter().map(|&r| &live[r * n..(r + 1) * n]).zip(&count), n);
+    let mut distortion = nominal_distortion(&energy, site, coder, n);
     let mut exceptions = 0.0;
     for _ in 0..SEARCH_ROUNDS {
         let (_, lambda) = assign(&distortion, &budget_for(exceptions * EXCEPTION_RESERVE));
@@ -67,7 +72,11 @@ pub(crate) fn quantize_matrix(
         let trial = cancel(subset.clone(), &problem, coder, &Plan::Search);
         exceptions = trial.outliers.iter().map(|o| count[o.row] as f64).sum::<f64>();
         distortion = trial.distortion;
-        distortion.iter_mut().flatten().for_each(|d| *d *= rows as f64);
+        // A column's error is in proportion to its energy, which is known over all rows.
+        for (distortion, (energy, seen)) in distortion.iter_mut().zip(energy.iter().zip(&seen)) {
+            let ratio = if *seen > 0.0 { energy / seen } else { 1.0 };
+            distortion.iter_mut().for_each(|d| *d *= rows as f64 * ratio);
+        }
     }
     let budget = budget_for(exceptions * EXCEPTION_RESERVE);
     let (widths, lambda) = assign(&distortion, &budget);
@@ -90,19 +99,22 @@ pub(crate) fn quantize_matrix(
     Ok(Quantized { parts, relative_error })
 }
 
-/// Root mean square of each row over columns of equal weight: a fixed width does not follow a row's energy by itself.
+/// Root mean square of each row over columns of equal weight: a fixed width does not follow a row's energy by itself. All 1 where that brings fewer
+/// bits than the scales take: half the logarithm of the arithmetic over the geometric mean of the energies, for each weight.
 fn row_scales(live: &[f32], n: usize, rows: usize) -> Vec<f32> {
-    let mut column = vec![0f64; n];
-    for row in live.chunks_exact(n.max(1)) {
-        column.iter_mut().zip(row).for_each(|(sum, w)| *sum += (*w as f64).powi(2));
-    }
+    let column = column_energy(live.chunks_exact(n.max(1)).zip(std::iter::repeat(&1.0)), n);
     let mut scale: Vec<f64> = live
         .chunks_exact(n.max(1))
         .map(|row| row.iter().zip(&column).filter(|(_, c)| **c > 0.0).map(|(w, c)| (*w as f64).powi(2) / c).sum::<f64>().sqrt())
         .collect();
     scale.resize(rows, 1.0);
     let mean = (scale.iter().map(|s| s * s).sum::<f64>() / rows as f64).sqrt();
-    scale.iter().map(|s| if mean > 0.0 { (s / mean).clamp(1e-3, 1e3) as f32 } else { 1.0 }).collect()
+    scale.iter_mut().for_each(|s| *s = if mean > 0.0 { (*s / mean).clamp(1e-3, 1e3) } else { 1.0 });
+    let gain = -scale.iter().map(|s| s.log2()).sum::<f64>() / rows as f64;
+    if gain * (n as f64) < ROW_SCALE_BITS {
+        scale.fill(1.0);
+    }
+    scale.into_iter().map(|s| s as f32).collect()
 }
 
 /// Some rows, sorted, and how many each stands for: those with the farthest entries, and others drawn by `seed`. Single entries of the columns of
@@ -111,10 +123,7 @@ fn picked_rows(live: &[f32], site: &Site, rows: usize, seed: u64) -> (Vec<usize>
     let n = site.live.len();
     let total = (rows / SEARCH_SHARE).max(SEARCH_ROWS).min(rows);
     let far = total / FAR_SHARE;
-    let mut energy = vec![0f64; n];
-    for row in live.chunks_exact(n.max(1)) {
-        energy.iter_mut().zip(row).for_each(|(sum, w)| *sum += (*w as f64).powi(2));
-    }
+    let energy = column_energy(live.chunks_exact(n.max(1)).zip(std::iter::repeat(&1.0)), n);
     // What the row adds to the columns' fourth moments, in units of the columns' energies.
     let farness = |row: &[f32]| -> f64 {
         let column =
@@ -131,12 +140,17 @@ fn picked_rows(live: &[f32], site: &Site, rows: usize, seed: u64) -> (Vec<usize>
     picked.into_iter().unzip()
 }
 
-/// First guess: Gaussian columns of energy `|W_j|^2 L_jj^2`.
-fn nominal_distortion(live: &[f32], site: &Site, coder: &Coder, n: usize) -> Vec<[f64; WIDTHS.len()]> {
+/// Energy of each column over these rows, each counted so many times.
+fn column_energy<'a>(rows: impl Iterator<Item = (&'a [f32], &'a f32)>, n: usize) -> Vec<f64> {
     let mut energy = vec![0f64; n];
-    for row in live.chunks_exact(n.max(1)) {
-        energy.iter_mut().zip(row).for_each(|(sum, w)| *sum += (*w as f64).powi(2));
+    for (row, count) in rows {
+        energy.iter_mut().zip(row).for_each(|(sum, w)| *sum += *count as f64 * (*w as f64).powi(2));
     }
+    energy
+}
+
+/// First guess: Gaussian columns of energy `|W_j|^2 L_jj^2`.
+fn nominal_distortion(energy: &[f64], site: &Site, coder: &Coder, n: usize) -> Vec<[f64; WIDTHS.len()]> {
     energy.iter().enumerate().map(|(j, e)| coder.nominal().map(|d| d * e * (site.factor[j * n + j] as f64).powi(2))).collect()
 }
 
@@ -157,7 +171,7 @@ fn rescale_outcome(outcome: &Outcome, live: &[f32], row_scale: &[f32], site: &Si
     for outlier in &outcome.outliers {
         target[outlier.row * n + outlier.column] -= outlier.difference as f64;
     }
-    rescale(&q0, &target, &site.covariance, (rows, n))
+    rescale(&q0, &target, &site.covariance, (rows, n), row_scale.iter().any(|&scale| scale != 1.0))
 }
 
 fn store(

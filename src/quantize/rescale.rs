@@ -9,10 +9,11 @@ const SETTLED: f64 = 3e-4;
 /// Range of a column factor.
 const COLUMN_RANGE: (f64, f64) = (-0.1, 1.5);
 
-/// Factors on the rows and the columns of `q0` that minimise `tr((target - T q0 G) S (target - T q0 G)^T)`; all start at 1.
+/// Factors on the rows and the columns of `q0` that minimise `tr((target - T q0 G) S (target - T q0 G)^T)`; all start at 1, and those of the rows stay
+/// there unless `rows`.
 ///
 /// `q0` and `target` are row-major `a x n`, `covariance` is `n x n`. `target` is W with everything that is stored beside the codes taken out.
-pub(crate) fn rescale(q0: &[f64], target: &[f64], covariance: &[f64], (a, n): (usize, usize)) -> (Vec<f64>, Vec<f64>) {
+pub(crate) fn rescale(q0: &[f64], target: &[f64], covariance: &[f64], (a, n): (usize, usize), rows: bool) -> (Vec<f64>, Vec<f64>) {
     let (mut t, mut g) = (vec![1.0; a], vec![1.0; n]);
     if n == 0 {
         return (t, g);
@@ -49,14 +50,14 @@ pub(crate) fn rescale(q0: &[f64], target: &[f64], covariance: &[f64], (a, n): (u
                 }
             }
         }
-        for (t, (p, q)) in t.iter_mut().zip(terms.0.iter().zip(&terms.1)) {
+        for (t, (p, q)) in t.iter_mut().zip(terms.0.iter().zip(&terms.1)).filter(|_| rows) {
             if *q > 0.0 && (p / q).is_finite() {
                 *t = p / q;
             }
         }
         value = objective(&t, &terms);
         let mean = t.iter().map(|t| t.abs()).sum::<f64>() / a as f64;
-        if mean > 0.0 {
+        if rows && mean > 0.0 {
             t.iter_mut().for_each(|t| *t /= mean);
             g.iter_mut().for_each(|g| *g *= mean);
             terms.0.iter_mut().for_each(|p| *p *= mean);
@@ -115,7 +116,11 @@ mod tests {
             product(&mut image, Accum::Replace, view(&e, a, n), view(&covariance, n, n), 1.0);
             dot(&e, &image)
         };
-        let (t, g) = rescale(&q0, &target, &covariance, (a, n));
-        assert!(error(&t, &g) < 1e-2 * error(&vec![1.0; a], &vec![1.0; n]));
+        let (t, g) = rescale(&q0, &target, &covariance, (a, n), true);
+        let before = error(&vec![1.0; a], &vec![1.0; n]);
+        assert!(error(&t, &g) < 1e-2 * before);
+        let (t, g) = rescale(&q0, &target, &covariance, (a, n), false);
+        assert_eq!(t, vec![1.0; a]);
+        assert!(error(&t, &g) < 0.8 * before);
     }
 }

@@ -52,7 +52,10 @@ impl Reader {
         let plan = self.bytes(&tensor("plan"));
         let widths: Vec<usize> = (0..columns).map(|j| [0, 1, 2, 3, 4, 5, 6, 8, 16][(plan[j / 2] >> (4 * (j % 2)) & 15) as usize]).collect();
         let scale = self.float(&tensor("scale"));
-        let (row_scale, col_scale) = (self.halves(&tensor("row_scale")), self.halves(&tensor("col_scale")));
+        let (mut row_scale, col_scale) = (self.halves(&tensor("row_scale")), self.halves(&tensor("col_scale")));
+        if !self.tensors.contains_key(&tensor("row_scale")) {
+            row_scale = vec![1.0; out];
+        }
         let padded = |lanes: usize| out.div_ceil(8 * lanes) * 8 * lanes;
         let lanes = [16, 8, 4, 2, 1].into_iter().min_by_key(|&l| padded(l)).unwrap();
         let segment = padded(lanes) / lanes;
