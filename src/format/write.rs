@@ -112,7 +112,8 @@ struct Tensor<'a> {
 fn packed_tensors(Packed { name, parts }: &Packed) -> Vec<Tensor<'_>> {
     let exceptions = &parts.exceptions;
     let column = |bytes: Vec<u8>| (vec![exceptions.len()], Values::Bytes(bytes));
-    let tensors = layer::specs(parts.out_features, &parts.widths, layer::has_row_scales(parts), exceptions.len()).unwrap_or_default().into_iter();
+    let tensors =
+        layer::specs(parts.out_features, &parts.widths, layer::has_row_scales(parts), exceptions.len()).unwrap_or_default().into_iter();
     tensors
         .map(|(end, dtype, expected)| {
             let (shape, values) = match end {

@@ -326,6 +326,21 @@ mod tests {
     }
 
     #[test]
+    fn row_scales_are_stored_where_rows_differ() {
+        let (rows, n) = (256, 192);
+        let (mut weight, sigma) = (gaussian(rows * n, 10), covariance(n));
+        let site = Site::new("test", &sigma, &sigma).unwrap();
+        let coder = Coder::new(Arc::new(CodeSet::scalar()));
+        let scales = |weight: &[f32]| quantize_matrix("test", weight, &site, &coder, bytes(3.0, rows * n), 0).unwrap().parts.row_scale;
+        assert!(scales(&weight).iter().all(|&s| s == f16::ONE));
+        weight[..rows * n / 2].iter_mut().for_each(|w| *w *= 2.0);
+        let scales = scales(&weight);
+        let mean = |s: &[f16]| s.iter().map(|s| s.to_f64()).sum::<f64>() / s.len() as f64;
+        let (low, high) = (mean(&scales[rows / 2..]), mean(&scales[..rows / 2]));
+        assert!((1.8..2.2).contains(&(high / low)), "{high} and {low}");
+    }
+
+    #[test]
     fn dead_features_and_empty_layers_store_next_to_nothing() {
         let (rows, n) = (64, 64);
         let mut sigma = covariance(n);

@@ -74,7 +74,7 @@ pub fn matrices() -> Vec<Packed> {
     let mixed: Vec<u8> = (0..71).map(|j| [2, 0, 4, 16, 1, 3, 8, 5, 6, 2][j % 10]).collect();
     let packed = |name: &str, parts| Packed { name: name.to_owned(), parts };
     vec![
-        packed(PLAIN, matrix(3, 13, &[3, 3, 4, 1, 2], &[])),
+        packed(PLAIN, Parts { row_scale: vec![f16::ONE; 13], ..matrix(3, 13, &[3, 3, 4, 1, 2], &[]) }),
         packed(MIXED, matrix(2, 48, &mixed, &[(0, 70), (5, 0), (5, 1), (47, 33)])),
         packed(BARE, matrix(4, 9, &[0, 16, 0], &[(8, 2)])),
     ]

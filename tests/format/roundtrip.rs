@@ -29,6 +29,14 @@ fn matrices_come_back() {
 }
 
 #[test]
+fn row_scales_of_1_are_left_out() {
+    let folder = Folder::new();
+    let stored =
+        |name: &str| [FIRST, LAST].iter().any(|file| Forged::parse(&folder.read(file)).header.contains_key(&format!("{name}.row_scale")));
+    assert!(stored(MIXED) && !stored(PLAIN));
+}
+
+#[test]
 fn tables_and_dense_tensors_come_back() {
     let folder = Folder::new();
     let model = WsModel::open(&folder.dir()).unwrap();
