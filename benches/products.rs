@@ -1,4 +1,4 @@
-//! Speed of packed products by width: `cargo bench -p ws-kernels [-- FILTER]`.
+//! Speed of packed products by width: `cargo bench --bench products [-- FILTER]`.
 //!
 //! Random codes from DRAM (copies of a matrix fill 256 MB and are taken in turn), medians of many calls. `RAYON_NUM_THREADS` sets the threads,
 //! `WSRUN_ISA` the path. FILTER is a part of a line's name.

@@ -15,7 +15,11 @@ const TOP: f32 = 16383.0;
 const MEAN_SPREAD: f32 = 0.25;
 
 /// Inputs are clamped to so many level steps.
-const FARTHEST: f32 = 4096.0;
+const FARTHEST: f32 = 1000.0;
+
+/// Inputs and levels are compared in fractions of a level step, as unsigned numbers around [`MIDDLE`].
+const FRACTIONS: f32 = 32.0;
+const MIDDLE: f32 = 32768.0;
 
 /// A 64-byte line: costs are kept aligned.
 #[derive(Debug, Clone, Copy)]
@@ -41,8 +45,8 @@ impl Scratch {
 /// A row position that a stage settles.
 struct Row {
     position: usize,
-    /// Levels in level steps, `[raw][entry]`; entries are `[representative][lane]`, the index being `representative ^ index of the lane`.
-    levels: Vec<f32>,
+    /// Levels as [`place`] gives them, `[raw][entry]`; entries are `[representative][lane]`, the index being `representative ^ index of the lane`.
+    levels: Vec<u16>,
     entries: usize,
     /// An entry of every index.
     entry: Vec<u16>,
@@ -137,7 +141,7 @@ impl Row {
         }
         let table = &code.levels[if code.levels.len() == 1 { 0 } else { row.position }];
         let index_of_entry: Vec<usize> = representatives.iter().flat_map(|r| of_lane.iter().map(move |l| r ^ l)).collect();
-        let level = |raw: usize, index: usize| f32::from(table[raw << code.index_bits | index]);
+        let level = |raw: usize, index: usize| place(f32::from(table[raw << code.index_bits | index]));
         let words = 1usize << stage.word_bits();
         let word_of = |v: usize| ((v & ((1 << stage.reduce) - 1)) << stage.next_bits()) + (v >> stage.reduce) * lanes;
         Row {
@@ -174,10 +178,10 @@ fn gain(code: &LinearCode, stages: &[Stage]) -> f32 {
     MEAN_SPREAD * TOP / (mean * remembered as f32)
 }
 
-/// A value in level steps.
+/// Where a value in level steps stands among the numbers that are compared.
 #[inline(always)]
-pub(super) fn in_steps(x: f32, unit: f32) -> f32 {
-    (x / unit).clamp(-FARTHEST, FARTHEST)
+pub(super) fn place(steps: f32) -> u16 {
+    (steps.clamp(-FARTHEST, FARTHEST) * FRACTIONS + MIDDLE).round() as u16
 }
 
 /// The lesser of two numbers as one instruction, which [`f32::min`] with its care for NaN is not.
@@ -197,18 +201,20 @@ fn entry_costs(tables: &Tables, row: &Row, x: f32, squares: &mut [f32], costs: &
         costs.fill(0);
         return;
     }
-    let y = in_steps(x, tables.unit);
+    let y = place(x / tables.unit);
     // Whole chunks: bounds known to the compiler make these loops vector code without masks.
-    let square = |level: f32| (y - level) * (y - level);
     let squares = squares.as_chunks_mut::<16>().0;
-    let mut levels = row.levels.as_chunks::<16>().0.chunks_exact(squares.len());
-    for (best, levels) in squares.iter_mut().zip(levels.next().unwrap_or_default()) {
-        *best = std::array::from_fn(|i| square(levels[i]));
-    }
-    for levels in levels {
-        for (best, levels) in squares.iter_mut().zip(levels) {
-            *best = std::array::from_fn(|i| lesser(square(levels[i]), best[i]));
+    let levels = row.levels.as_chunks::<16>().0;
+    for (chunk, squares) in squares.iter_mut().enumerate() {
+        let (mut nearest, mut at) = ([u16::MAX; 16], chunk);
+        while at < levels.len() {
+            nearest = std::array::from_fn(|i| nearest[i].min(levels[at][i].abs_diff(y)));
+            at += row.entries / 16;
         }
+        *squares = std::array::from_fn(|i| {
+            let distance = f32::from(nearest[i]) * (1.0 / FRACTIONS);
+            distance * distance
+        });
     }
     let least = squares.iter().fold([f32::INFINITY; 16], |least, part| std::array::from_fn(|i| lesser(part[i], least[i])));
     let least: [f32; 8] = std::array::from_fn(|i| lesser(least[i], least[i + 8]));

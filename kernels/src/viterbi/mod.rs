@@ -22,6 +22,8 @@ use std::sync::Arc;
 pub struct Encoder {
     code: Arc<LinearCode>,
     index: IndexTables,
+    /// Values of the levels, `[position][index][raw]`.
+    levels: Vec<f32>,
     /// `None` for scalar codes.
     trellis: Option<(Tables, Isa)>,
 }
@@ -47,7 +49,11 @@ impl Encoder {
         code.validate()?;
         let lanes = if isa == Isa::Avx512 { 32 } else { 16 };
         let trellis = (!code.is_scalar()).then(|| (Tables::new(&code, lanes), isa));
-        Ok(Encoder { index: IndexTables::new(&code), trellis, code })
+        let candidates = |index: u8| (0..1 << code.raw_bits).map(move |raw| (index, raw));
+        let pairs = || (0..=u8::MAX >> (8 - code.index_bits)).flat_map(candidates);
+        let level = |position: usize, (index, raw)| code.unit * f32::from(code.level(position, index, raw));
+        let levels = (0..code.positions()).flat_map(|position| pairs().map(move |pair| level(position, pair))).collect();
+        Ok(Encoder { index: IndexTables::new(&code), levels, trellis, code })
     }
 
     /// The code.
@@ -88,14 +94,10 @@ impl Encoder {
         for (t, (x, values)) in x.chunks_exact(positions).zip(values.chunks_exact_mut(positions)).enumerate() {
             for (i, (x, value)) in x.iter().zip(values).enumerate() {
                 let index = self.index.get(i, path[t], previous);
-                let y = forward::in_steps(*x, code.unit);
-                let (mut raw, mut least) = (0, f32::INFINITY);
-                for candidate in 0..1 << code.raw_bits {
-                    let distance = (y - f32::from(code.level(i, index, candidate))).abs();
-                    if distance < least {
-                        (raw, least) = (candidate, distance);
-                    }
-                }
+                let candidates = &self.levels[(i << code.index_bits | usize::from(index)) << code.raw_bits..][..1 << code.raw_bits];
+                // Distances are not negative, so that their bits are in their order; the last bits give way to the candidate's number.
+                let key = |(raw, level): (u32, &f32)| (x - level).abs().to_bits() & !31 | raw;
+                let raw = ((0..).zip(candidates).map(key).min().unwrap_or(0) & 31) as u8;
                 *value = code.unit * f32::from(code.level(i, index, raw));
                 if code.raw_bits > 0 {
                     raws[t * positions + i] = raw;
