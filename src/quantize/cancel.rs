@@ -52,6 +52,10 @@ pub(crate) struct Outcome {
     pub(crate) outliers: Vec<Outlier>,
     /// With [`Plan::Search`]: mean squared error a row of each column at each of [`WIDTHS`].
     pub(crate) distortion: Vec<[f64; WIDTHS.len()]>,
+    /// Summed squared error of each column, an entry counted with what an exception costs at most.
+    pub(crate) spent: Vec<f64>,
+    /// Exceptions that were wanted but had no room, and the squared error that they would have saved.
+    pub(crate) refused: (usize, f64),
 }
 
 /// `Y^T = L^T W^T` for row-major `W` (`rows x n`).
@@ -97,7 +101,10 @@ pub(crate) fn cancel(target: Vec<f32>, problem: &Problem, coder: &Coder, plan: &
         scale: vec![0.0; n],
         outliers: Vec::new(),
         distortion: if matches!(plan, Plan::Search) { vec![[0.0; WIDTHS.len()]; n] } else { Vec::new() },
+        spent: vec![0.0; n],
+        refused: (0, 0.0),
     };
+    let mut far: Vec<(f64, usize)> = Vec::new();
     let mut scratch = Scratch::default();
     let mut x = vec![0f32; a];
     let mut weight = vec![0f32; a];
@@ -125,16 +132,28 @@ pub(crate) fn cancel(target: Vec<f32>, problem: &Problem, coder: &Coder, plan: &
         let encoded = coder.encode(width, &x, padded, measure, &mut scratch);
         let made_before = outcome.outliers.len();
         let (mut dot, mut norm) = (0f64, 0f64);
+        far.clear();
         for r in 0..a {
             let coded = encoded.values[r] * encoded.stretch * weight[r];
-            let far = width <= 8 && ((y[r] - coded) as f64).powi(2) > cap;
-            if far && outcome.outliers.len() - made_before < room {
-                outcome.outliers.push(Outlier { row: r, column: j, difference: 0.0 });
-            } else {
-                dot += (count[r] * coded) as f64 * y[r] as f64;
-                norm += count[r] as f64 * (coded as f64).powi(2);
+            let error = ((y[r] - coded) as f64).powi(2);
+            outcome.spent[j] += count[r] as f64 * error.min(cap);
+            if width <= 8 && error > cap {
+                far.push((error, r));
             }
+            dot += (count[r] * coded) as f64 * y[r] as f64;
+            norm += count[r] as f64 * (coded as f64).powi(2);
         }
+        // The farthest first: one of them may cost more than all others.
+        far.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+        let (made, refused) = far.split_at(far.len().min(room));
+        for &(_, r) in made {
+            let coded = encoded.values[r] * encoded.stretch * weight[r];
+            dot -= (count[r] * coded) as f64 * y[r] as f64;
+            norm -= count[r] as f64 * (coded as f64).powi(2);
+            outcome.outliers.push(Outlier { row: r, column: j, difference: 0.0 });
+        }
+        outcome.refused.0 += refused.len();
+        outcome.refused.1 += refused.iter().map(|(error, _)| error - cap).sum::<f64>();
         let gain = match width {
             16 => 1.0,
             _ if norm > 0.0 => (dot / norm) as f32,

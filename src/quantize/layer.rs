@@ -20,7 +20,10 @@ const FAR_SHARE: usize = 4;
 const SEARCH_ROUNDS: usize = 3;
 /// Stored bits of a row scale.
 const ROW_SCALE_BITS: f64 = 16.0;
-/// Exceptions reserved beyond those that the search foresees.
+/// Full passes at most: another one follows if too few exceptions were foreseen, and what they would have saved is more than this share of the error.
+const PASSES: usize = 3;
+const REFUSED_SHARE: f64 = 0.01;
+/// Exceptions reserved beyond those that are foreseen.
 const EXCEPTION_RESERVE: f64 = 1.1;
 
 /// A quantized layer.
@@ -78,13 +81,33 @@ pub(crate) fn quantize_matrix(
             distortion.iter_mut().for_each(|d| *d *= rows as f64 * ratio);
         }
     }
-    let budget = budget_for(exceptions * EXCEPTION_RESERVE);
-    let (widths, lambda) = assign(&distortion, &budget);
 
-    let room = (8 * bytes).saturating_sub(side_bits + budget.size(&widths)) / EXCEPTION_BITS as u64;
-    let problem = Problem { n, factor: &site.factor, row_scale: &row_scale, count: &vec![1.0; rows], lambda };
-    let plan = Plan::Fixed { widths: &widths, padded: lanes * segment, exceptions: room as usize };
-    let outcome = cancel(target, &problem, coder, &plan);
+    let mut target = Some(target);
+    let mut best: Option<(f64, Outcome)> = None;
+    for _ in 0..PASSES {
+        let budget = budget_for(exceptions * EXCEPTION_RESERVE);
+        let (widths, lambda) = assign(&distortion, &budget);
+        let room = (8 * bytes).saturating_sub(side_bits + budget.size(&widths)) / EXCEPTION_BITS as u64;
+        let problem = Problem { n, factor: &site.factor, row_scale: &row_scale, count: &vec![1.0; rows], lambda };
+        let plan = Plan::Fixed { widths: &widths, padded: lanes * segment, exceptions: room as usize };
+        let outcome = cancel(target.take().unwrap_or_else(|| whiten(&live, &site.factor, n)), &problem, coder, &plan);
+        // Exceptions are exact: what they spent is bits.
+        let made = outcome.outliers.len();
+        let (wanted, saved) = outcome.refused;
+        let error = outcome.spent.iter().sum::<f64>() + saved - made as f64 * EXCEPTION_BITS * lambda;
+        for (j, &width) in widths.iter().enumerate() {
+            let slot = WIDTHS.iter().position(|&w| w == width).expect("a known width");
+            distortion[j][slot] = distortion[j][slot].max(outcome.spent[j]);
+        }
+        exceptions = exceptions.max((made + wanted) as f64);
+        if best.as_ref().is_none_or(|(least, _)| error < *least) {
+            best = Some((error, outcome));
+        }
+        if saved <= REFUSED_SHARE * error {
+            break;
+        }
+    }
+    let (_, outcome) = best.expect("there was a pass");
     let (row_factor, column_factor) = rescale_outcome(&outcome, &live, &row_scale, site);
 
     let parts = store(&outcome, &row_scale, &row_factor, &column_factor, site, rows, coder);
