@@ -25,8 +25,8 @@ pub(crate) struct Activations {
 }
 
 /// One pass over one run.
-pub(crate) struct Input {
-    pub run: usize,
+struct Input {
+    run: usize,
     high: Range<usize>,
     low: Range<usize>,
     step: usize,
@@ -69,13 +69,17 @@ impl Activations {
         self.ends.push(self.inputs.len());
     }
 
-    /// Inputs of a token, by run.
-    pub fn token(&self, t: usize) -> &[Input] {
+    /// Planes of run `run` of each of the `tokens` tokens, with the token.
+    pub fn run(&self, run: usize, tokens: usize) -> impl Iterator<Item = (usize, Planes<'_>)> {
+        (0..tokens).flat_map(move |t| self.token(t).iter().filter(move |input| input.run == run).map(move |input| (t, self.planes(input))))
+    }
+
+    fn token(&self, t: usize) -> &[Input] {
         let start = if t == 0 { 0 } else { self.ends[t - 1] };
         &self.inputs[start..self.ends[t]]
     }
 
-    pub fn planes(&self, input: &Input) -> Planes<'_> {
+    fn planes(&self, input: &Input) -> Planes<'_> {
         Planes {
             high: &self.planes[input.high.clone()],
             low: &self.planes[input.low.clone()],

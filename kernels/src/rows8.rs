@@ -1,10 +1,13 @@
 //! 8-bit rows: embedding tables and heads. Row `r` is `scale * scales[r] * q[r][..]`, q int8 in -127..=127.
 use crate::cpu::{isa, row_dot, RowDot};
 use crate::packed::{check_finite, check_length, check_range, Bytes, PackError};
-use crate::product::{multiply_dense, Output, DENSE_TOKENS, PARALLEL_WORK};
+use crate::product::{Output, PARALLEL_WORK};
 use half::f16;
 use rayon::prelude::*;
 use std::ops::Range;
+
+/// From this many tokens on, rows are converted once and multiplied as f32.
+const MANY: usize = 16;
 
 /// Rows that a thread takes at a time.
 const PIECE: usize = 64;
@@ -92,7 +95,7 @@ impl Rows8 {
     pub fn multiply(&self, x: &[f32], tokens: usize, y: &mut [f32]) {
         assert_eq!(x.len(), tokens * self.columns, "x");
         assert_eq!(y.len(), tokens * self.rows, "y");
-        if tokens < DENSE_TOKENS {
+        if tokens < MANY {
             self.multiply_few(x, y);
         } else {
             self.multiply_many(x, tokens, y);
@@ -123,11 +126,40 @@ impl Rows8 {
                 self.row(r, dense);
             }
             // SAFETY: every piece has its own rows of the output, which has `tokens` tokens.
-            unsafe { multiply_dense((dense, self.columns, 1), rows.len(), x, tokens, output.pointer(rows.start), self.rows) };
+            unsafe { multiply_dense(dense, rows.len(), x, tokens, output.pointer(rows.start), self.rows) };
         });
     }
 
     fn quantized(&self, r: usize) -> &[u8] {
         &(*self.q).as_ref()[self.range.clone()][r * self.columns..][..self.columns]
     }
+}
+
+/// `y[t * y_stride + r] = sum_j dense[r][j] x[t][j]` on this thread; `dense` is `rows` rows, `x` `tokens` rows of as many columns.
+///
+/// # Safety
+/// `y` must be writable for `tokens` rows of `y_stride` elements, the first `rows` of each.
+unsafe fn multiply_dense(dense: &[f32], rows: usize, x: &[f32], tokens: usize, y: *mut f32, y_stride: usize) {
+    let columns = x.len() / tokens;
+    gemm::gemm(
+        rows,
+        tokens,
+        columns,
+        y,
+        y_stride as isize,
+        1,
+        false,
+        dense.as_ptr(),
+        1,
+        columns as isize,
+        x.as_ptr(),
+        columns as isize,
+        1,
+        0.0,
+        1.0,
+        false,
+        false,
+        false,
+        gemm::Parallelism::None,
+    );
 }

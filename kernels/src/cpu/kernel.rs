@@ -43,6 +43,7 @@ pub(super) trait Vector {
 }
 
 /// One row block of a run.
+#[derive(Clone, Copy)]
 pub(crate) struct Block<'a> {
     /// First unit.
     pub codes: *const u8,
@@ -57,7 +58,7 @@ pub(crate) struct Block<'a> {
 }
 
 /// Integer sums by row of the block, activation plane and 32-bit lane of the vector.
-type Sums = [[[i32; 16]; 2]; 8];
+pub(crate) type Sums = [[[i32; 16]; 2]; 8];
 
 /// The product of a row block as f32, by row of the block and 32-bit lane of the vector; `16 / lanes` of them make a matrix row.
 pub(crate) type Partial = [[f32; 16]; 8];
@@ -74,18 +75,6 @@ pub(crate) struct Planes<'a> {
     pub start: [[i32; 16]; 2],
     /// Value of an integer sum.
     pub factor: f32,
-}
-
-/// Where a row block is written as f32: column by column in run order, in a column row `i` of lane `l` at `i * lanes + l`.
-pub(crate) struct Dense<'a> {
-    /// First element.
-    pub out: *mut f32,
-    /// Elements from one column to the next.
-    pub stride: usize,
-    /// One factor a column, padding included.
-    pub column: &'a [f32],
-    /// One factor for each of the block's `8 lanes` rows, in the order of `out`.
-    pub row: &'a [f32],
 }
 
 /// Hides where a reference comes from. Constants are then read from the tables where they are used, as memory operands; otherwise they are
@@ -117,7 +106,7 @@ macro_rules! each_of_four {
 }
 
 /// The row vectors of 4 rows from `R0` of a unit go to `sink` as bytes `level + 128`.
-/// `PATH` is 0 for width 8; `LOCAL` codes need no previous path bytes ([`super::tables::is_local`]).
+/// `PATH` is 0 for width 8 and, with `RAW` 0, for levels that [`dot_many`] has looked up; `LOCAL` codes need no previous path bytes ([`super::tables::is_local`]).
 #[inline(always)]
 unsafe fn rows4<T: Vector, const PATH: usize, const RAW: usize, const LOCAL: bool, const BITS: usize, const R0: usize>(
     unit: *const u8,
@@ -180,10 +169,62 @@ pub(super) unsafe fn dot<T: Vector, const PATH: usize, const RAW: usize, const L
         }
         group = end;
     }
-    for (out, [high, low]) in out.iter_mut().zip(&sums) {
+    add(&sums, x.factor, out);
+}
+
+/// `out += factor (128 high + low)`.
+#[inline(always)]
+fn add(sums: &Sums, factor: f32, out: &mut Partial) {
+    for (out, [high, low]) in out.iter_mut().zip(sums) {
         for ((out, high), low) in out.iter_mut().zip(high).zip(low) {
-            *out += x.factor * (128.0 * *high as f32 + *low as f32);
+            *out += factor * (128.0 * *high as f32 + *low as f32);
         }
+    }
+}
+
+/// Column groups whose levels are looked up at a time: with the sums of a token they stay in the first-level cache.
+const LOOKED_UP: usize = 32;
+
+/// Levels of [`LOOKED_UP`] groups, `[group][row]`.
+#[repr(C, align(64))]
+struct Levels([[[u8; VECTOR]; 8]; LOOKED_UP]);
+
+/// [`dot`] for many tokens: `out[t] += levels * planes` for each `(t, planes)` of `x`, with the same results. Levels are looked up once for all of them.
+/// `sums` is working memory, as long as `x`.
+///
+/// # Safety
+/// As for [`dot`], for all planes.
+#[inline(always)]
+pub(super) unsafe fn dot_many<T: Vector, const PATH: usize, const RAW: usize, const LOCAL: bool, const BITS: usize>(
+    block: &Block,
+    x: &[(usize, Planes)],
+    sums: &mut [Sums],
+    out: &mut [Partial],
+) {
+    sums.iter_mut().zip(x).for_each(|(sums, (_, planes))| *sums = [planes.start; 8]);
+    let mut levels = Levels([[[0; VECTOR]; 8]; LOOKED_UP]);
+    for first in (0..block.groups).step_by(LOOKED_UP) {
+        let groups = first..block.groups.min(first + LOOKED_UP);
+        for (group, rows) in groups.clone().zip(&mut levels.0) {
+            for at in (0..VECTOR).step_by(T::BYTES) {
+                let unit = block.codes.add(group * (PATH + RAW) * VECTOR + at);
+                let previous = block.previous.wrapping_add(group * block.previous_step + at);
+                rows4::<T, PATH, RAW, LOCAL, BITS, 0>(unit, previous, block.tables, |j, w| T::store(rows[j].as_mut_ptr().add(at), w));
+                rows4::<T, PATH, RAW, LOCAL, BITS, 4>(unit, previous, block.tables, |j, w| T::store(rows[4 + j].as_mut_ptr().add(at), w));
+            }
+        }
+        let looked_up = Block { codes: levels.0.as_ptr().cast::<u8>().wrapping_sub(first * 8 * VECTOR), ..*block };
+        for ((_, planes), sums) in x.iter().zip(&mut *sums) {
+            for part in 0..VECTOR / T::BYTES {
+                strip::<T, 0, 0, true, BITS, 0>(&looked_up, planes, sums, groups.clone(), part);
+                if T::ROWS == 4 {
+                    strip::<T, 0, 0, true, BITS, 4>(&looked_up, planes, sums, groups.clone(), part);
+                }
+            }
+        }
+    }
+    for ((t, planes), sums) in x.iter().zip(sums) {
+        add(sums, planes.factor, &mut out[*t]);
     }
 }
 
@@ -198,7 +239,7 @@ unsafe fn strip<T: Vector, const PATH: usize, const RAW: usize, const LOCAL: boo
 ) {
     /// Measured on Sapphire Rapids: 20 to 45 % from DRAM; nothing on Zen 4 and 5.
     const PREFETCH: usize = 4096;
-    let unit_bytes = (PATH + RAW) * VECTOR;
+    let unit_bytes = if PATH + RAW == 0 { 8 * VECTOR } else { (PATH + RAW) * VECTOR };
     let at = part * T::BYTES;
     let mut acc = [[T::load_sums(sums[0][0].as_ptr()); 2]; 8];
     for (i, acc) in acc.iter_mut().enumerate().take(T::ROWS) {
@@ -206,7 +247,7 @@ unsafe fn strip<T: Vector, const PATH: usize, const RAW: usize, const LOCAL: boo
             *acc = T::load_sums(sums[R0 + i][plane].as_ptr().add(at / 4));
         }
     }
-    let mut unit = block.codes.add(groups.start * unit_bytes + at);
+    let mut unit = block.codes.wrapping_add(groups.start * unit_bytes + at);
     let mut previous = if LOCAL { unit } else { block.previous.wrapping_add(groups.start * block.previous_step + at) };
     for group in groups {
         if part == 0 && R0 == 0 {
@@ -238,46 +279,6 @@ unsafe fn strip<T: Vector, const PATH: usize, const RAW: usize, const LOCAL: boo
     for (i, acc) in acc.iter().enumerate().take(T::ROWS) {
         for (plane, acc) in acc.iter().enumerate() {
             T::store_sums(sums[R0 + i][plane].as_mut_ptr().add(at / 4), *acc);
-        }
-    }
-}
-
-/// Writes the block as f32.
-///
-/// # Safety
-/// The CPU must have the instruction set; the block must be readable; `row` must have `8 lanes` and `column` `groups * 64 / lanes` elements, and `out` be
-/// writable for as many elements, `stride` from column to column.
-#[inline(always)]
-pub(super) unsafe fn decode<T: Vector, const PATH: usize, const RAW: usize>(block: &Block, dense: &Dense) {
-    let lanes = dense.row.len() / 8;
-    let mut bytes = [[0u8; VECTOR]; 8];
-    for (group, column) in dense.column.chunks_exact(VECTOR / lanes).enumerate() {
-        for part in 0..VECTOR / T::BYTES {
-            let at = part * T::BYTES;
-            let unit = block.codes.add(group * (PATH + RAW) * VECTOR + at);
-            let previous = block.previous.wrapping_add(group * block.previous_step + at);
-            rows4::<T, PATH, RAW, false, 8, 0>(unit, previous, block.tables, |j, w| T::store(bytes[j].as_mut_ptr().add(at), w));
-            rows4::<T, PATH, RAW, false, 8, 4>(unit, previous, block.tables, |j, w| T::store(bytes[4 + j].as_mut_ptr().add(at), w));
-        }
-        let out = dense.out.add(group * column.len() * dense.stride);
-        match lanes {
-            16 => write_columns::<16, 4>(&bytes, column, dense, out),
-            8 => write_columns::<8, 8>(&bytes, column, dense, out),
-            4 => write_columns::<4, 16>(&bytes, column, dense, out),
-            2 => write_columns::<2, 32>(&bytes, column, dense, out),
-            _ => write_columns::<1, 64>(&bytes, column, dense, out),
-        }
-    }
-}
-
-/// The columns of one group from its row vectors.
-#[inline(always)]
-unsafe fn write_columns<const LANES: usize, const COLUMNS: usize>(bytes: &[[u8; VECTOR]; 8], column: &[f32], dense: &Dense, out: *mut f32) {
-    for (i, (bytes, row)) in bytes.iter().zip(dense.row.as_chunks::<LANES>().0).enumerate() {
-        let lanes = bytes.as_chunks::<COLUMNS>().0;
-        for (c, scale) in column.iter().enumerate().take(COLUMNS) {
-            let values: [f32; LANES] = std::array::from_fn(|l| (i32::from(lanes[l][c]) - 128) as f32 * row[l] * scale);
-            out.add(c * dense.stride + i * LANES).cast::<[f32; LANES]>().write_unaligned(values);
         }
     }
 }

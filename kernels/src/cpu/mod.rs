@@ -11,7 +11,7 @@ mod x86;
 
 use crate::code::LinearCode;
 use kernel::Vector;
-pub(crate) use kernel::{first_previous, Block, Dense, Partial, Planes};
+pub(crate) use kernel::{first_previous, Block, Partial, Planes, Sums};
 pub(crate) use rows::{row_dot, RowDot};
 use std::sync::OnceLock;
 pub(crate) use tables::{is_local, Tables};
@@ -113,11 +113,11 @@ pub fn isa() -> Result<Isa, IsaError> {
     .clone()
 }
 
-/// The functions that multiply and decode the blocks of one run.
+/// The functions that multiply by the blocks of one run.
 #[derive(Clone, Copy)]
 pub(crate) struct Kernels {
     dot: unsafe fn(&Block, &Planes, &mut Partial),
-    decode: unsafe fn(&Block, &Dense),
+    dot_many: unsafe fn(&Block, &[(usize, Planes)], &mut [Sums], &mut [Partial]),
 }
 
 impl Kernels {
@@ -130,13 +130,12 @@ impl Kernels {
         (self.dot)(block, x, out)
     }
 
-    /// Writes a block as f32.
+    /// Adds the products of a block by many planes: those of `(t, planes)` to `out[t]`. `sums` is working memory, as long as `x`.
     ///
     /// # Safety
-    /// As for [`Kernels::dot`], previous vectors of local codes too (their values do not matter); `dense.row` must have `8 lanes` and `dense.column`
-    /// `groups * 64 / lanes` elements, and `dense.out` be writable for as many, `stride` from column to column.
-    pub unsafe fn decode(&self, block: &Block, dense: &Dense) {
-        (self.decode)(block, dense)
+    /// As for [`Kernels::dot`]; previous vectors are not read if the code is local.
+    pub unsafe fn dot_many(&self, block: &Block, x: &[(usize, Planes)], sums: &mut [Sums], out: &mut [Partial]) {
+        (self.dot_many)(block, x, sums, out)
     }
 }
 
@@ -166,9 +165,14 @@ macro_rules! kernels {
             }
 
             $(#[target_feature(enable = $features)])?
-            unsafe fn decode<const PATH: usize, const RAW: usize>(block: &Block, dense: &Dense) {
+            unsafe fn dot_many<const PATH: usize, const RAW: usize, const LOCAL: bool, const BITS: usize>(
+                block: &Block,
+                x: &[(usize, Planes)],
+                sums: &mut [Sums],
+                out: &mut [Partial],
+            ) {
                 // SAFETY: as above.
-                unsafe { kernel::decode::<$vector, PATH, RAW>(block, dense) }
+                unsafe { kernel::dot_many::<$vector, PATH, RAW, LOCAL, BITS>(block, x, sums, out) }
             }
 
             /// Kernels of a run; `None` is width 8. A code is valid, so path bits are 1 or 2 and bits at most 6.
@@ -179,18 +183,18 @@ macro_rules! kernels {
                 const T7: usize = table::<$vector>(7);
                 macro_rules! pick {
                     ($path:literal, $raw:literal, $local:literal, $bits:ident) => {
-                        Kernels { dot: dot::<$path, $raw, $local, $bits>, decode: decode::<$path, $raw> }
+                        Kernels { dot: dot::<$path, $raw, $local, $bits>, dot_many: dot_many::<$path, $raw, $local, $bits> }
                     };
                     ($path:literal, $raw:literal, $bits:expr) => {
                         match $bits {
                             0..=4 => pick!($path, $raw, false, T4),
                             5 | 6 => pick!($path, $raw, false, T6),
                             7 => pick!($path, $raw, false, T7),
-                            _ => Kernels { dot: dot::<$path, $raw, false, 8>, decode: decode::<$path, $raw> },
+                            _ => Kernels { dot: dot::<$path, $raw, false, 8>, dot_many: dot_many::<$path, $raw, false, 8> },
                         }
                     };
                     ($path:literal, $raw:literal) => {
-                        Kernels { dot: dot::<$path, $raw, false, 8>, decode: decode::<$path, $raw> }
+                        Kernels { dot: dot::<$path, $raw, false, 8>, dot_many: dot_many::<$path, $raw, false, 8> }
                     };
                 }
                 let Some(code) = code else { return pick!(0, 8, true, T4) };
@@ -287,19 +291,17 @@ mod tests {
             };
             let expected = product(&portable_kernels::select(code));
             assert!(paths.iter().all(|kernels| product(kernels) == expected), "{code:?}");
-        }
-        for lanes in [1, 2, 4, 8, 16] {
-            let column: Vec<f32> = (0..groups * VECTOR / lanes).map(|_| rng.random_range(0.5..2.0)).collect();
-            let row: Vec<f32> = (0..8 * lanes).map(|_| rng.random_range(0.5..2.0)).collect();
-            let decoded = |kernels: &Kernels| {
-                let mut out = vec![0.0; column.len() * row.len()];
-                let dense = Dense { out: out.as_mut_ptr(), stride: row.len(), column: &column, row: &row };
-                // SAFETY: as above, and `out` holds all columns.
-                unsafe { kernels.decode(&block, &dense) };
+            let all = |kernels: &Kernels| {
+                let x: Vec<(usize, Planes)> = [1, 0, 1].map(|t| (t, Planes { high: &high, low: &low, ..planes })).into();
+                let mut out: [Partial; 2] = [[[1.0; 16]; 8]; 2];
+                // SAFETY: as above.
+                unsafe { kernels.dot_many(&block, &x, &mut [[[[0; 16]; 2]; 8]; 3], &mut out) };
                 out
             };
-            let expected = decoded(&portable_kernels::select(code));
-            assert!(paths.iter().all(|kernels| decoded(kernels) == expected), "{code:?}, {lanes} lanes");
+            let [once, twice] = all(&portable_kernels::select(code));
+            assert_eq!(once, expected, "{code:?}");
+            assert!(twice.iter().flatten().zip(once.iter().flatten()).all(|(t, o)| (t - (2.0 * o - 1.0)).abs() <= 1e-5 * o.abs()));
+            assert!(paths.iter().all(|kernels| all(kernels) == [once, twice]), "{code:?}");
         }
     }
 
