@@ -113,11 +113,13 @@ pub fn isa() -> Result<Isa, IsaError> {
     .clone()
 }
 
+type DotMany = unsafe fn(&Block, &[(usize, Planes)], &mut [Sums], &mut [Partial]);
+
 /// The functions that multiply by the blocks of one run.
 #[derive(Clone, Copy)]
 pub(crate) struct Kernels {
     dot: unsafe fn(&Block, &Planes, &mut Partial),
-    dot_many: unsafe fn(&Block, &[(usize, Planes)], &mut [Sums], &mut [Partial]),
+    dot_many: DotMany,
 }
 
 impl Kernels {
