@@ -143,6 +143,12 @@ impl Block {
     }
 }
 
+/// Runs on a thread of the current rayon pool. From another thread every parallel step would wait for a sleeping thread to take it over: measured on
+/// Zen 5, SmolLM2-135M at 3 bits, one thread: a third of the time of a token.
+fn in_pool<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    rayon::scope(|_| work())
+}
+
 /// A whole model.
 pub struct Model {
     /// Its architecture.
@@ -184,9 +190,11 @@ impl Model {
     /// If the cache has no room or was made for another model or batch, an id is outside the vocabulary, or there is no token.
     /// The cache then holds what it held before.
     pub fn forward(&self, ids: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
-        let x = self.run(ids, Some(cache))?;
-        let last = x.narrow(1, x.dim(1)? - 1, 1)?.squeeze(1)?;
-        self.logits(&rms_norm(&last.contiguous()?, &self.norm, self.config.norm_eps as f32)?)
+        in_pool(|| {
+            let x = self.run(ids, Some(cache))?;
+            let last = x.narrow(1, x.dim(1)? - 1, 1)?.squeeze(1)?;
+            self.logits(&rms_norm(&last.contiguous()?, &self.norm, self.config.norm_eps as f32)?)
+        })
     }
 
     /// Logits of every position of whole sequences, f32 `[batch, tokens, vocab]`, without a cache.
@@ -203,7 +211,7 @@ impl Model {
     /// # Errors
     /// If an id is outside the vocabulary, or there is no token.
     pub fn hidden(&self, ids: &Tensor) -> Result<Tensor> {
-        rms_norm(&self.run(ids, None)?, &self.norm, self.config.norm_eps as f32)
+        in_pool(|| rms_norm(&self.run(ids, None)?, &self.norm, self.config.norm_eps as f32))
     }
 
     /// The head alone: f32 `[.., hidden]` of [`Self::hidden`] -> logits f32 `[.., vocab]`.
