@@ -400,6 +400,7 @@ fn main() {
     let mask = |(&a, &c): (&u8, &u8)| u16::from(c) << 8 | u16::from(a);
     let masks: Vec<Vec<u16>> = code.a.iter().zip(&code.c).map(|(a, c)| a.iter().zip(c).map(mask).collect()).collect();
     println!("// {:.4} bits above the limit", f64::from(code.bits()) + error.log2() / 2.0);
-    print!("Row {{ path_bits: {}, raw_bits: {}, masks: &{masks:?}, ", code.path_bits, code.raw_bits);
-    println!("levels: &{halves:?}, unit: {:?}, error: {error:.4e} }},", code.unit);
+    let rows = |debug: String| debug.replace("[[", "&[&[").replace("], [", "], &[");
+    print!("Row {{ path_bits: {}, raw_bits: {}, masks: {}, ", code.path_bits, code.raw_bits, rows(format!("{masks:?}")));
+    println!("levels: {}, unit: {:?}, error: {error:.4e} }},", rows(format!("{halves:?}")), code.unit);
 }
