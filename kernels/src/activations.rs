@@ -126,11 +126,10 @@ impl Activations {
                 (1..lanes).for_each(|_| self.planes.extend_from_within(first..first + columns));
             }
         }
-        // Sums by column; a 32-bit lane of a vector has four columns.
-        let mut start = [0; 16];
-        for (c, sum) in sums.iter().enumerate() {
-            (c % columns / 4..16).step_by(columns / 4).for_each(|lane| start[lane] -= 128 * sum);
-        }
+        // A 32-bit lane of a vector has four columns of a group.
+        let fours: [i32; 16] = std::array::from_fn(|n| sums[4 * n..4 * n + 4].iter().sum());
+        let fours_a_group = columns / 4;
+        let start = std::array::from_fn(|lane| -128 * fours.iter().skip(lane % fours_a_group).step_by(fours_a_group).sum::<i32>());
         (from..self.planes.len(), start)
     }
 }
