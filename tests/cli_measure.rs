@@ -148,8 +148,13 @@ fn bench_reports_medians() {
         let bytes = json["weight_bytes_per_token"].as_f64().unwrap();
         let expected = if model == "model" { 4 * (weights + head) } else { weights * 3 / 8 + head } as f64;
         assert!((bytes / expected - 1.0).abs() < 0.05, "{bytes} for {expected}");
+        assert!((0.0..1.0).contains(&json["outside_products"].as_f64().unwrap()));
         let run = f.run(&args).ok();
-        assert!(run.stdout.contains("prefill") && run.stdout.contains("1 threads"), "{}", run.stdout);
+        assert!(
+            run.stdout.contains("outside products") && run.stdout.contains("prefill") && run.stdout.contains("1 threads"),
+            "{}",
+            run.stdout
+        );
     }
     f.run(&["bench", "--model", "model", "--prompt-tokens", "250", "--tokens", "20"]).fails(1, &["tokens"]);
     f.run(&["bench", "--model", "model", "--repeat", "0"]).fails(2, &["--repeat"]);

@@ -6,7 +6,7 @@ use crate::linear::{Linear, Table};
 use crate::ops::{add, split_heads, swiglu};
 use crate::rope::Rope;
 use crate::weights::{WeightError, Weights};
-use candle_core::{bail, Result, Tensor};
+use candle_core::{bail, DType, Device, Result, Tensor};
 use candle_nn::ops::rms_norm;
 
 /// Which linear layers read an input.
@@ -89,6 +89,16 @@ impl Block {
         [&self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down]
     }
 
+    /// The products that read one input side by side, so that small ones keep all threads busy.
+    fn qkv(&self, input: &Tensor) -> (Result<Tensor>, (Result<Tensor>, Result<Tensor>)) {
+        rayon::join(|| self.q.forward(input), || rayon::join(|| self.k.forward(input), || self.v.forward(input)))
+    }
+
+    /// As [`Self::qkv`].
+    fn gate_up(&self, input: &Tensor) -> (Result<Tensor>, Result<Tensor>) {
+        rayon::join(|| self.gate.forward(input), || self.up.forward(input))
+    }
+
     /// `angles`: cosines and sines of the positions of `x`; `cache`: with the number of this block.
     fn run(
         &self,
@@ -104,8 +114,7 @@ impl Block {
 
         let input = rms_norm(x, &self.attention_norm, eps)?;
         see(Site::Qkv, &input)?;
-        // Side by side, so that small products keep all threads busy.
-        let (q, (k, v)) = rayon::join(|| self.q.forward(&input), || rayon::join(|| self.k.forward(&input), || self.v.forward(&input)));
+        let (q, (k, v)) = self.qkv(&input);
         let (mut q, mut k) = (q?, k?);
         if let Some((q_norm, k_norm)) = &self.head_norms {
             let norm = |x: &Tensor, heads: usize, weight: &Tensor| {
@@ -133,7 +142,7 @@ impl Block {
 
         let input = rms_norm(&middle, &self.mlp_norm, eps)?;
         see(Site::GateUp, &input)?;
-        let (gate, up) = rayon::join(|| self.gate.forward(&input), || self.up.forward(&input));
+        let (gate, up) = self.gate_up(&input);
         let inner = gate?;
         swiglu(&inner, &up?)?;
         see(Site::Down, &inner)?;
@@ -220,6 +229,24 @@ impl Model {
     /// If the last dimension is not `hidden`.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
         self.head.logits(hidden)
+    }
+
+    /// The products of one token alone, in the order and the pairs of [`Self::forward`]: what remains of a token's time is spent around them.
+    ///
+    /// # Errors
+    /// Those of the layers.
+    pub fn products(&self) -> Result<()> {
+        let (config, device) = (&self.config, &Device::Cpu);
+        let input = |features: usize| Tensor::ones((1, 1, features), DType::F32, device);
+        let (hidden, mixed, inner) = (input(config.hidden)?, input(config.heads * config.head_dim)?, input(config.intermediate)?);
+        in_pool(|| {
+            for block in &self.blocks {
+                let (q, (k, v)) = block.qkv(&hidden);
+                let (gate, up) = block.gate_up(&hidden);
+                [q, k, v, block.o.forward(&mixed), gate, up, block.down.forward(&inner)].into_iter().collect::<Result<Vec<_>>>()?;
+            }
+            self.logits(&hidden).map(drop)
+        })
     }
 
     /// Bytes of weights that are read to compute one token: all linear layers and the head as they are stored (dense: elements x element size),

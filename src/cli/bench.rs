@@ -73,18 +73,20 @@ pub(super) fn run(args: Args, threads: usize) -> anyhow::Result<()> {
             "prefill_spread": result.prefill,
             "decode_tokens_per_s": result.decode.median,
             "decode_spread": result.decode,
+            "outside_products": result.outside_products,
             "weight_bytes_per_token": result.bytes_per_token,
             "weight_gigabytes_per_s": result.gigabytes_per_s(),
         }));
     }
     let line = |s: Spread| format!("{:.1} tokens/s ({:.1} to {:.1})", s.median, s.min, s.max);
     output::print(&format!(
-        "{name}\n{machine}, {threads} threads, median of {} runs\nprefill {:>4} tokens: {}\ndecode  {:>4} tokens: {}\nweights {} a token, {:.2} GB/s\n",
+        "{name}\n{machine}, {threads} threads, median of {} runs\nprefill {:>4} tokens: {}\ndecode  {:>4} tokens: {}, {:.0} % of the time outside products\nweights {} a token, {:.2} GB/s\n",
         args.repeat,
         args.prompt_tokens,
         line(result.prefill),
         args.tokens,
         line(result.decode),
+        100.0 * result.outside_products,
         output::size(result.bytes_per_token),
         result.gigabytes_per_s()
     ))
