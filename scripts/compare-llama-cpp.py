@@ -22,8 +22,9 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 HOME = Path(os.environ.get("WSRUN_HOME") or Path.home() / ".cache" / "wsrun") / "peers"
 PACKAGES = ["llama-cpp-python==0.3.36", "gguf==0.19.0", "numpy==2.2.6"]
-# Types of llama.cpp that a rate is compared with, by whole bits: Q2_K has 2.6 bits a weight, IQ2_XXS 2.1, Q3_K 3.4, Q4_0 and Q4_K 4.5.
-PEERS = {2: ["Q2_K", "IQ2_XXS"], 3: ["Q3_K"], 4: ["Q4_0", "Q4_K"]}
+# What a rate is compared with, by whole bits: Q2_K has 2.6 bits a weight, IQ2_XXS 2.1, Q3_K 3.4, Q4_0 and Q4_K 4.5. llama.cpp rearranges
+# Q2_K, Q4_0 and Q4_K for the CPU when it loads them; without that (its --no-repack), it has another, faster prefill for Q2_K and Q4_K.
+PEERS = {2: ["Q2_K", "Q2_K --no-repack", "IQ2_XXS"], 3: ["Q3_K"], 4: ["Q4_0", "Q4_K", "Q4_K --no-repack"]}
 # Where a block has its f16 scales, as (byte offset, scale): random quants then have an r.m.s. of about 0.02. All other bytes are random.
 SCALES = {
     "Q2_K": [(80, 2e-3), (82, 3e-3)],
@@ -188,7 +189,9 @@ def run_llama(args):
     keep_log = llama_cpp.llama_log_callback(lambda level, text, data: log.append(text.decode(errors="replace")))
     llama_cpp.llama_log_set(keep_log, None)
     llama_cpp.llama_backend_init()
-    model = llama_cpp.llama_model_load_from_file(args.file.encode(), llama_cpp.llama_model_default_params())
+    params = llama_cpp.llama_model_default_params()
+    params.use_extra_bufts = not args.no_repack
+    model = llama_cpp.llama_model_load_from_file(args.file.encode(), params)
     if not model:
         raise Failure(f"llama.cpp does not load {args.file}:\n{''.join(log[-8:])}")
     vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
@@ -225,7 +228,8 @@ def measure(command, prompt_tokens, tokens, threads):
     """One process of either engine; its JSON."""
     sizes = ["--prompt-tokens", prompt_tokens, "--tokens", tokens, "--threads", threads, "--repeat", 1, "--json"]
     command = [str(word) for word in [*command, *sizes]]
-    done = subprocess.run(command, capture_output=True, text=True)
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # numpy's threads would spin beside those that are timed.
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode != 0:
         raise Failure(f"{' '.join(command)}\nended with {done.returncode}: {done.stderr.strip()[-2000:]}")
     return json.loads(done.stdout)
@@ -300,14 +304,14 @@ def compare_shape(args, wsrun, raw):
         with tempfile.TemporaryDirectory(dir=kept) as temporary:
             command = [wsrun, "bench", "--random-weights", args.shape, "--rate", f"{rate:g}", "--layers"]
             contenders = {f"wsrun {rate:g} bits": {layers: [*command, layers] for layers in args.layers}}
-            for kind in PEERS[int(rate)]:
-                contenders[kind] = {}
+            for peer in PEERS[int(rate)]:
+                (kind, *options), contenders[peer] = peer.split(), {}
                 for layers in args.layers:
                     path = (kept if args.keep else Path(temporary)) / f"{args.shape}-{kind}-{layers}.gguf"
                     if not path.exists():
                         note(f"writing {path}")
                         write_gguf(path, shape, layers, kind)
-                    contenders[kind][layers] = llama_command(path)
+                    contenders[peer][layers] = llama_command(path, *options)
             alternate(contenders, args, raw)
             groups.append(list(contenders))
     return table(groups, args, raw, layer_weights(shape))
@@ -315,15 +319,16 @@ def compare_shape(args, wsrun, raw):
 
 def compare_model(args, wsrun, raw):
     """Table for a GGUF file and a model of wsrun."""
-    name = f"wsrun {args.model.rstrip('/').rpartition('/')[2]}"
-    contenders = {name: {None: [wsrun, "bench", "--model", args.model]}, args.gguf.name: {None: llama_command(args.gguf)}}
+    contenders = {f"wsrun {args.model.rstrip('/').rpartition('/')[2]}": {None: [wsrun, "bench", "--model", args.model]}}
+    for options in [[], ["--no-repack"]]:
+        contenders[" ".join([args.gguf.name, *options])] = {None: llama_command(args.gguf, *options)}
     alternate(contenders, args, raw)
     return table([list(contenders)], args, raw, None)
 
 
-def llama_command(path):
+def llama_command(path, *options):
     """What runs llama.cpp on a GGUF file."""
-    return [sys.executable, __file__, "run-llama", path]
+    return [sys.executable, __file__, "run-llama", path, *options]
 
 
 def list_of(kind):
@@ -335,11 +340,12 @@ def arguments():
     """The command line; `run-llama FILE`, which this script calls itself with, has that of `wsrun bench`."""
     if sys.argv[1:2] == ["run-llama"]:
         parser = argparse.ArgumentParser()
-        parser.add_argument("run_llama")
-        parser.add_argument("file")
-        for option in ["--prompt-tokens", "--tokens", "--threads", "--repeat"]:
-            parser.add_argument(option, type=int)
-        parser.add_argument("--json", action="store_true")
+        for name in ["run_llama", "file"]:
+            parser.add_argument(name)
+        for name in ["--prompt-tokens", "--tokens", "--threads", "--repeat"]:
+            parser.add_argument(name, type=int)
+        for name in ["--no-repack", "--json"]:
+            parser.add_argument(name, action="store_true")
         return parser.parse_args()
     parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
