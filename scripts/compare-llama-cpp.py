@@ -154,18 +154,13 @@ def write_gguf(path, shape, layers, kind):
     part = path.with_suffix(".partial")
     writer = gguf.GGUFWriter(part, shape["model_type"])
     writer.add_block_count(layers)
-    writer.add_context_length(shape["max_position_embeddings"])
-    writer.add_embedding_length(shape["hidden_size"])
-    writer.add_feed_forward_length(shape["intermediate_size"])
-    writer.add_head_count(shape["num_attention_heads"])
-    writer.add_head_count_kv(shape["num_key_value_heads"])
-    writer.add_key_length(shape["head_dim"])
-    writer.add_value_length(shape["head_dim"])
-    writer.add_rope_dimension_count(shape["head_dim"])
-    writer.add_rope_freq_base(shape["rope_theta"])
-    writer.add_layer_norm_rms_eps(shape["rms_norm_eps"])
-    writer.add_vocab_size(shape["vocab_size"])
     writer.add_tokenizer_model("no_vocab")
+    fields = {"context_length": "max_position_embeddings", "embedding_length": "hidden_size", "feed_forward_length": "intermediate_size"}
+    fields |= {"head_count": "num_attention_heads", "head_count_kv": "num_key_value_heads", "vocab_size": "vocab_size"}
+    fields |= {"key_length": "head_dim", "value_length": "head_dim", "rope_dimension_count": "head_dim"}
+    fields |= {"rope_freq_base": "rope_theta", "layer_norm_rms_eps": "rms_norm_eps"}
+    for add, field in fields.items():
+        getattr(writer, f"add_{add}")(shape[field])
     made = {}  # Layers share the values of equal matrices; the file has them once for each layer.
     for name, type_, sides in tensors(shape, layers, kind):
         key = name if name == "rope_freqs.weight" else (type_, sides)
@@ -389,9 +384,11 @@ def compare(args):
     wsrun, raw = args.wsrun.resolve(), []
     version = subprocess.run([wsrun, "--version"], capture_output=True, text=True, check=True).stdout.strip()
     versions = [version, PACKAGES[0].replace("==", " "), f"Python {platform.python_version()}"]
-    machine = {"cpu": cpu("model name") or platform.processor(), "cores": os.cpu_count()}
+    machine = {"cpu": cpu("model name") or platform.processor(), "cores": os.cpu_count(), "load_before": round(os.getloadavg()[0], 2)}
+    if machine["load_before"] > 0.25:
+        note(f"warning: other processes run (load {machine['load_before']}): threads of llama.cpp wait for each other, so this slows several most")
     result = (compare_shape if args.shape else compare_model)(args, wsrun, raw)
-    print(f"{args.shape or args.model} on {machine['cpu']}, {machine['cores']} cores; {', '.join(versions)}\nllama.cpp: {info}")
+    print(f"{args.shape or args.model} on {machine['cpu']}, {machine['cores']} cores, load {machine['load_before']} before; {', '.join(versions)}\nllama.cpp: {info}")
     print(f"decode of {args.tokens} tokens after {SHORT_PROMPT}; median (least..most) of {args.repeat}\n\n{result}")
     if args.json:
         settings = {key: value for key, value in vars(args).items() if not isinstance(value, Path)}
