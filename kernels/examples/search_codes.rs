@@ -4,7 +4,7 @@
 //!     cargo run --release -p ws-kernels --example search_codes -- path=1 raw=1 index=5 window=12 steps=4000 seed=1
 //!
 //! prints the best code as a row of `src/tables/`. Options, `key=value`:
-//! * `path`, `raw`, `index`: bits of each kind; `window`: path bits that a row reads at most.
+//! * `path`, `raw`, `index`: bits of each kind; `window`: path bits that a row reads at most; `bytes`: path bytes that they are in at most, 2 or 3.
 //! * `structure`: `window` (all row positions share taps on the newest path bits, one level table), `rows` (masks and levels of its own for each
 //!   row position, reading up to `ahead` path bits after the row's own), `shift` (the previous byte through one mixing matrix, shifted by the row
 //!   position), `nibble` (every nibble of path bits gives one byte from the last three nibbles, its halves being the indices).
@@ -43,6 +43,7 @@ struct Shape {
     raw: u8,
     index: usize,
     window: u32,
+    bytes: u32,
     structure: Structure,
 }
 
@@ -80,7 +81,7 @@ impl Shape {
     fn seen(&self, i: usize) -> (u32, u32) {
         let own = u32::from(self.path) * (i as u32 + 1);
         let known = if let Structure::Rows { ahead } = self.structure { (own + ahead).min(8) } else { own };
-        (8 - known, self.window.min(8 + known))
+        (8 - known, self.window.min(8 * (self.bytes - 1) + known))
     }
 
     /// Words from words, or from taps that all row positions share.
@@ -112,17 +113,23 @@ impl Shape {
         let rounded = |levels: &Vec<f64>| levels.iter().map(|l| (l / unit).round() as i8).collect::<Vec<i8>>();
         let tables: Vec<Vec<i8>> = candidate.levels.iter().map(rounded).collect();
         let words = &candidate.words;
-        let window = if self.structure == Structure::Window { self.window } else { 8 };
+        let (window, bytes) = if self.structure == Structure::Window { (self.window, self.bytes) } else { (8, 2) };
         let taps = if self.structure == Structure::Nibble { &words[..4] } else { &words[..self.index] };
-        let mut code = LinearCode::convolutional(self.path, self.raw, window, taps, tables[0].clone(), unit as f32);
+        let mut code = LinearCode::convolutional(self.path, self.raw, bytes, window, taps, tables[0].clone(), unit as f32);
         match self.structure {
             Structure::Window => {}
             Structure::Rows { .. } => {
                 code.levels = tables;
+                if self.bytes == 3 {
+                    code.d = code.c.clone();
+                }
                 for i in 0..self.positions() {
                     for j in 0..self.index {
                         let word = u32::from(words[i * self.index + j]) << self.seen(i).0;
                         (code.a[i][j], code.c[i][j]) = (word as u8, (word >> 8) as u8);
+                        if let Some(masks) = code.d.get_mut(i) {
+                            masks[j] = (word >> 16) as u8;
+                        }
                     }
                 }
             }
@@ -364,6 +371,7 @@ fn main() {
         raw: number("raw", 0) as u8,
         index: if structure == Structure::Nibble { 4 } else { number("index", 6) },
         window: number("window", 12) as u32,
+        bytes: number("bytes", 2) as u32,
         structure,
     };
     let mut rng = ChaCha8Rng::seed_from_u64(1);
@@ -397,8 +405,8 @@ fn main() {
     let (error, _, best) = found.into_iter().min_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1))).expect("at least one round");
     let code = shape.code(&best);
     let halves: Vec<&[i8]> = code.levels[..shape.tables()].iter().map(|levels| &levels[levels.len() / 2..]).collect();
-    let mask = |(&a, &c): (&u8, &u8)| u16::from(c) << 8 | u16::from(a);
-    let masks: Vec<Vec<u16>> = code.a.iter().zip(&code.c).map(|(a, c)| a.iter().zip(c).map(mask).collect()).collect();
+    let mask = |i: usize, j: usize| u32::from_be_bytes([0, code.d.get(i).map_or(0, |masks| masks[j]), code.c[i][j], code.a[i][j]]);
+    let masks: Vec<Vec<u32>> = (0..shape.positions()).map(|i| (0..code.a[i].len()).map(|j| mask(i, j)).collect()).collect();
     println!("// {:.4} bits above the limit", f64::from(code.bits()) + error.log2() / 2.0);
     let rows = |debug: String| debug.replace("[[", "&[&[").replace("], [", "], &[");
     print!("Row {{ path_bits: {}, raw_bits: {}, masks: {}, ", code.path_bits, code.raw_bits, rows(format!("{masks:?}")));

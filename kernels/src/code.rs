@@ -1,11 +1,11 @@
 //! The linear trellis code: how path bits and raw bits become a level.
 use std::sync::Arc;
 
-/// A code whose level index is a GF(2)-linear function of the last two path bytes.
+/// A code whose level index is a GF(2)-linear function of the last two path bytes, or three.
 ///
 /// A path byte holds `8 / path_bits` rows, first row in the highest bits. Row position `i` of byte `B_t` has
-/// `index = A_i B_t xor C_i B_{t-1}` and the value `unit * levels[i or 0][raw << index_bits | index]`.
-/// Scalar codes are the special case where `A_i` picks the row's own path bits and `C_i = 0`.
+/// `index = A_i B_t xor C_i B_{t-1} xor D_i B_{t-2}` and the value `unit * levels[i or 0][raw << index_bits | index]`.
+/// Scalar codes are the special case where `A_i` picks the row's own path bits, and there is no other matrix.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LinearCode {
     /// Path bits a row, 1 or 2.
@@ -18,6 +18,8 @@ pub struct LinearCode {
     pub a: Vec<Vec<u8>>,
     /// The same over `B_{t-1}`.
     pub c: Vec<Vec<u8>>,
+    /// The same over `B_{t-2}`; empty if no row reads it. Only codes of one path bit may.
+    pub d: Vec<Vec<u8>>,
     /// One table of `2^(raw_bits + index_bits)` levels, or one for each row position; -127 to 127.
     pub levels: Vec<Vec<i8>>,
     /// Value of one level step for a unit-variance column.
@@ -49,7 +51,7 @@ pub enum CodeError {
     /// One matrix a row position is needed.
     #[error("matrix list {matrix} has {found} entries, must have {expected}")]
     Positions {
-        /// `a` or `c`.
+        /// `a`, `c` or `d`.
         matrix: char,
         /// Entries found.
         found: usize,
@@ -59,7 +61,7 @@ pub enum CodeError {
     /// One mask an index bit is needed.
     #[error("matrix {matrix}[{position}] has {found} masks, must have {expected}")]
     Masks {
-        /// `a` or `c`.
+        /// `a`, `c` or `d`.
         matrix: char,
         /// Row position.
         position: usize,
@@ -68,6 +70,9 @@ pub enum CodeError {
         /// `index_bits`.
         expected: usize,
     },
+    /// With more than one path bit a third path byte is less than two row blocks back, and no kernel looks there.
+    #[error("path_bits is {0} and there is a matrix d: only codes of 1 path bit read a third path byte")]
+    ThirdByte(u8),
     /// One level table, or one for each row position.
     #[error("{found} level tables, must be 1 or {positions}")]
     Tables {
@@ -126,8 +131,11 @@ impl LinearCode {
             return Err(CodeError::TableBits { index: self.index_bits, raw: self.raw_bits });
         }
         let positions = self.positions();
-        for (matrix, list) in [('a', &self.a), ('c', &self.c)] {
-            if list.len() != positions {
+        if !self.d.is_empty() && self.path_bits != 1 {
+            return Err(CodeError::ThirdByte(self.path_bits));
+        }
+        for (matrix, list) in [('a', &self.a), ('c', &self.c), ('d', &self.d)] {
+            if list.len() != positions && !(matrix == 'd' && list.is_empty()) {
                 return Err(CodeError::Positions { matrix, found: list.len(), expected: positions });
             }
             let expected = usize::from(self.index_bits);
@@ -170,31 +178,34 @@ impl LinearCode {
             index_bits: path_bits,
             c: vec![vec![0; usize::from(path_bits)]; a.len()],
             a,
+            d: Vec::new(),
             levels: vec![levels.iter().map(|l| (l / unit).round() as i8).collect()],
             unit: unit as f32,
         }
     }
 
     /// A convolutional code: bit `j` of the index, highest first, is the parity of `word & taps[j]`, where a row's word is the newest `window`
-    /// path bits up to its own, its last bit lowest. A row at position `i` sees `8 + path_bits (i + 1)` bits at most.
-    pub fn convolutional(path_bits: u8, raw_bits: u8, window: u32, taps: &[u16], levels: Vec<i8>, unit: f32) -> Self {
+    /// path bits up to its own, its last bit lowest. Of `bytes` path bytes (2 or 3) a row at position `i` sees `8 (bytes - 1) + path_bits (i + 1)`
+    /// bits at most.
+    pub fn convolutional(path_bits: u8, raw_bits: u8, bytes: u32, window: u32, taps: &[u16], levels: Vec<i8>, unit: f32) -> Self {
         let positions = 8 / u32::from(path_bits);
         let masks = |byte: u32| {
             let mask = |i: u32, tap: u16| {
                 let newer = u32::from(path_bits) * (i + 1);
-                let seen = (1u32 << window.min(8 + newer)) - 1;
+                let seen = (1u32 << window.min(8 * (bytes - 1) + newer)) - 1;
                 ((u32::from(tap) & seen) << (8 - newer) >> (8 * byte)) as u8
             };
             (0..positions).map(|i| taps.iter().map(|&tap| mask(i, tap)).collect()).collect()
         };
-        LinearCode { path_bits, raw_bits, index_bits: taps.len() as u8, a: masks(0), c: masks(1), levels: vec![levels], unit }
+        let d = if bytes == 3 { masks(2) } else { Vec::new() };
+        LinearCode { path_bits, raw_bits, index_bits: taps.len() as u8, a: masks(0), c: masks(1), d, levels: vec![levels], unit }
     }
 
     /// True if every row's level depends on its own bits alone and the same way: such a code needs no trellis search.
     pub fn is_scalar(&self) -> bool {
         self.levels.len() == 1
             && self.index_bits == self.path_bits
-            && self.c.iter().flatten().all(|&mask| mask == 0)
+            && self.c.iter().chain(&self.d).flatten().all(|&mask| mask == 0)
             && self.a.iter().zip(0..).all(|(masks, i)| *masks == own_path_bits(self.path_bits, i))
     }
 
@@ -203,13 +214,13 @@ impl LinearCode {
     pub fn decode(&self, path: &[u8], raw: &[u8], out: &mut [f32]) {
         let index = IndexTables::new(self);
         let positions = self.positions();
-        let mut previous = 0;
+        let mut before = [0; 2];
         for (t, rows) in out.chunks_mut(positions).enumerate() {
             for (i, value) in rows.iter_mut().enumerate() {
                 let raw = if self.raw_bits == 0 { 0 } else { raw[t * positions + i] };
-                *value = self.unit * f32::from(self.level(i, index.get(i, path[t], previous), raw));
+                *value = self.unit * f32::from(self.level(i, index.get(i, path[t], before), raw));
             }
-            previous = path[t];
+            before = [path[t], before[0]];
         }
     }
 
@@ -219,9 +230,9 @@ impl LinearCode {
         let positions = self.positions();
         let one = |row: usize| {
             let (t, i) = (row / positions, row % positions);
-            let previous = if t == 0 { 0 } else { path[t - 1] };
+            let before = [1, 2].map(|age| if t < age { 0 } else { path[t - age] });
             let raw = if self.raw_bits == 0 { 0 } else { raw[row] };
-            ((u32::from(raw) << self.index_bits) | u32::from(index.get(i, path[t], previous))) as u8
+            ((u32::from(raw) << self.index_bits) | u32::from(index.get(i, path[t], before))) as u8
         };
         (0..rows).map(one).collect()
     }
@@ -237,20 +248,24 @@ fn own_path_bits(path_bits: u8, i: u8) -> Vec<u8> {
     (0..path_bits).map(|j| 0x80 >> (path_bits * i + j)).collect()
 }
 
-/// Level index contributions of every value of the current and the previous path byte, for each row position.
+/// Level index contributions of every value of the current path byte and those before it, for each row position.
 pub(crate) struct IndexTables {
     current: Vec<[u8; 256]>,
     previous: Vec<[u8; 256]>,
+    /// Empty if no row reads a third byte.
+    older: Vec<[u8; 256]>,
 }
 
 impl IndexTables {
     pub(crate) fn new(code: &LinearCode) -> Self {
         let tables = |matrices: &[Vec<u8>]| matrices.iter().map(|masks| linear_table(&bit_images(masks))).collect();
-        IndexTables { current: tables(&code.a), previous: tables(&code.c) }
+        IndexTables { current: tables(&code.a), previous: tables(&code.c), older: tables(&code.d) }
     }
 
-    pub(crate) fn get(&self, position: usize, current: u8, previous: u8) -> u8 {
-        self.current[position][usize::from(current)] ^ self.previous[position][usize::from(previous)]
+    /// `before`: the previous byte and the one before it.
+    pub(crate) fn get(&self, position: usize, current: u8, before: [u8; 2]) -> u8 {
+        let index = self.current[position][usize::from(current)] ^ self.previous[position][usize::from(before[0])];
+        index ^ self.older.get(position).map_or(0, |table| table[usize::from(before[1])])
     }
 }
 
@@ -381,6 +396,7 @@ mod tests {
         assert!(matches!(broken(|c| c.index_bits = 0), CodeError::TableBits { .. }));
         assert!(matches!(broken(|c| c.a.truncate(3)), CodeError::Positions { matrix: 'a', found: 3, expected: 4 }));
         assert!(matches!(broken(|c| c.c[2].push(1)), CodeError::Masks { matrix: 'c', position: 2, .. }));
+        assert!(matches!(broken(|c| c.d = c.c.clone()), CodeError::ThirdByte(2)));
         assert!(matches!(broken(|c| c.levels.push(vec![0; 8])), CodeError::Tables { found: 2, .. }));
         assert!(matches!(broken(|c| c.levels[0].truncate(7)), CodeError::Levels { found: 7, .. }));
         assert!(matches!(broken(|c| c.levels[0][5] = -128), CodeError::LevelRange { index: 5, .. }));

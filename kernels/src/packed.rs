@@ -281,13 +281,13 @@ impl<'a> RunLevels<'a> {
         };
         let positions = code.positions();
         let path_byte = |row: usize| byte(row, row % 8 / positions);
-        let previous = if row < positions { 0 } else { path_byte(row - positions) };
+        let before = [1, 2].map(|age| if row < age * positions { 0 } else { path_byte(row - age * positions) });
         let mut raw = 0;
         for vector in self.split.path_bits..width {
             raw |= self.split.raw_of_row(vector, byte(row, vector), row % 8);
         }
         let position = row % positions;
-        code.level(position, index.get(position, path_byte(row), previous), raw)
+        code.level(position, index.get(position, path_byte(row), before), raw)
     }
 }
 

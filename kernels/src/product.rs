@@ -1,7 +1,7 @@
 //! Products of a packed matrix: its prepared form, and the integer kernels over row blocks and tokens.
 use crate::activations::Activations;
 use crate::code::CodeSet;
-use crate::cpu::{self, first_previous, Block, Isa, Kernels, Partial, Planes, Sums, Tables};
+use crate::cpu::{self, before_first, Block, Isa, Kernels, Partial, Planes, Reads, Sums, Tables};
 use crate::layout::{Geometry, VECTOR};
 use crate::packed::Parts;
 use half::f16;
@@ -41,8 +41,8 @@ struct Run {
     unit: usize,
     /// Where a unit's last path vector starts.
     last_path: usize,
-    /// Previous path vectors of the first row block; empty if the code needs none.
-    first_previous: Vec<u8>,
+    /// Path vectors one and two path bytes before the first row block, as far as the code reads them.
+    before_first: Vec<Vec<u8>>,
     /// One a column, padding (0) included.
     col_scale: Vec<f32>,
     /// Value of a level before row and column scales.
@@ -56,22 +56,19 @@ impl Prepared {
         let mut scales = parts.col_scale.iter();
         let run = |run: &crate::layout::Run| {
             let code = codes.get(run.width).map(|c| &**c);
-            let history = code.filter(|c| !cpu::is_local(c)).map_or(0, |c| usize::from(c.path_bits));
+            let history = code.map_or(0, |c| Reads::of(c).before());
+            let path_bits = code.map_or(1, |c| usize::from(c.path_bits));
             let width = usize::from(run.width);
-            let first_previous = if history == 0 {
-                Vec::new()
-            } else {
-                let last = run.offset + (geometry.blocks() - 1) * run.block_bytes();
-                first_previous(&bytes[last..][..run.block_bytes()], width, history, per_vector)
-            };
+            let blocks = &bytes[run.offset..][..geometry.blocks() * run.block_bytes()];
+            let before = |age| before_first(blocks, run.block_bytes(), width, path_bits, per_vector, age);
             let mut col_scale: Vec<f32> = scales.by_ref().take(run.columns.len()).map(|s| s.to_f32()).collect();
             col_scale.resize(run.groups * per_vector, 0.0);
             Run {
                 kernels: cpu::select(isa, code),
                 tables: Tables::new(code),
                 unit: width * VECTOR,
-                last_path: history.saturating_sub(1) * VECTOR,
-                first_previous,
+                last_path: (path_bits - 1) * VECTOR,
+                before_first: (1..=history).map(before).collect(),
                 col_scale,
                 level: parts.scale * code.map_or(1.0, |c| c.unit),
             }
@@ -156,14 +153,22 @@ impl Product<'_> {
     fn block<'b>(&'b self, run: usize, block: usize) -> Block<'b> {
         let (at, run) = (&self.geometry.runs[run], &self.prepared.runs[run]);
         let codes = &self.bytes[at.offset + block * at.block_bytes()..][..at.block_bytes()];
-        let (previous, previous_step) = if run.first_previous.is_empty() {
-            (codes, run.unit)
-        } else if block == 0 {
-            (&run.first_previous[..], VECTOR)
-        } else {
-            (&self.bytes[at.offset + (block - 1) * at.block_bytes() + run.last_path..], run.unit)
+        // A code that reads a third byte has one path vector a unit, so that two bytes ago is two row blocks ago.
+        let before = |age: usize| match run.before_first.get(age - 1) {
+            None => (codes, run.unit),
+            Some(_) if block >= age => (&self.bytes[at.offset + (block - age) * at.block_bytes() + run.last_path..], run.unit),
+            Some(_) => (&run.before_first[age - 1 - block][..], VECTOR),
         };
-        Block { codes: codes.as_ptr(), groups: at.groups, previous: previous.as_ptr(), previous_step, tables: &run.tables }
+        let ((previous, previous_step), (older, older_step)) = (before(1), before(2));
+        Block {
+            codes: codes.as_ptr(),
+            groups: at.groups,
+            previous: previous.as_ptr(),
+            previous_step,
+            older: older.as_ptr(),
+            older_step,
+            tables: &run.tables,
+        }
     }
 
     /// Rows of lane `lane` that the row blocks hold.

@@ -122,13 +122,17 @@ impl ShardFile {
     fn read_codes(&self, known: &mut BTreeSet<String>) -> Result<Option<Arc<CodeSet>>, FormatError> {
         let mut set = CodeSet::default();
         for width in 1..=6u8 {
-            let [a, c, levels, unit] = ["a", "c", "levels", "unit"].map(|end| format!("ws.code.{width}.{end}"));
+            let [a, c, d, levels, unit] = ["a", "c", "d", "levels", "unit"].map(|end| format!("ws.code.{width}.{end}"));
             if !self.header.tensors.contains_key(&a) {
                 continue;
             }
             let [positions, index_bits] = self.rectangle(&a, Dtype::U8)?;
             let [_, table] = self.rectangle(&levels, Dtype::I8)?;
             self.expect(&c, Dtype::U8, vec![positions, index_bits])?;
+            let third_byte = self.header.tensors.contains_key(&d);
+            if third_byte {
+                self.expect(&d, Dtype::U8, vec![positions, index_bits])?;
+            }
             self.expect(&unit, Dtype::F32, vec![1])?;
             let impossible = |tensor: &str| self.bad(tensor, TensorViolation::Impossible(self.header.tensors[tensor].shape.clone()));
             let path_bits = match positions {
@@ -147,6 +151,7 @@ impl ShardFile {
                 index_bits: index_bits as u8,
                 a: rows(&a, index_bits),
                 c: rows(&c, index_bits),
+                d: if third_byte { rows(&d, index_bits) } else { Vec::new() },
                 levels: rows(&levels, table).into_iter().map(|t| t.into_iter().map(|l| l as i8).collect()).collect(),
                 unit: self.float(&unit),
             };
@@ -155,7 +160,7 @@ impl ShardFile {
                 return Err(self.bad(&levels, TensorViolation::CodeBits(code.bits())));
             }
             set.codes[usize::from(width)] = Some(Arc::new(code));
-            known.extend([a, c, levels, unit]);
+            known.extend([a, c, d, levels, unit]);
         }
         Ok(set.codes.iter().any(Option::is_some).then(|| Arc::new(set)))
     }

@@ -144,6 +144,9 @@ fn code_tensors(codes: &CodeSet) -> Vec<Tensor<'_>> {
         };
         push("a", Dtype::U8, vec![code.a.len(), code.index_bits.into()], code.a.concat());
         push("c", Dtype::U8, vec![code.c.len(), code.index_bits.into()], code.c.concat());
+        if !code.d.is_empty() {
+            push("d", Dtype::U8, vec![code.d.len(), code.index_bits.into()], code.d.concat());
+        }
         let levels: Vec<u8> = code.levels.iter().flatten().map(|&l| l as u8).collect();
         push("levels", Dtype::I8, vec![code.levels.len(), levels.len() / code.levels.len().max(1)], levels);
         push("unit", Dtype::F32, vec![1], code.unit.to_le_bytes().to_vec());

@@ -23,15 +23,16 @@ pub const PLAIN: &str = "model.layers.10.mlp.down_proj";
 /// No codes at all: widths 0 and 16.
 pub const BARE: &str = "model.layers.2.mlp.up_proj";
 
-/// Scalar codes, but 2 and 4 bits with random trellises, one of them with a level table for each row position.
+/// Scalar codes, but 1, 2 and 4 bits with random trellises: one path bit, three path bytes and a level table for each row position; a single table; a
+/// level table for each row position.
 pub fn codes() -> CodeSet {
     let mut rng = ChaCha8Rng::seed_from_u64(1);
     let mut codes = CodeSet::scalar();
-    for (raw_bits, index_bits, tables) in [(0, 6, 1), (2, 5, 4)] {
-        let mut masks = || (0..4).map(|_| (0..index_bits).map(|_| rng.random()).collect()).collect::<Vec<Vec<u8>>>();
-        let (a, c) = (masks(), masks());
+    for (path_bits, raw_bits, index_bits, tables) in [(1, 0, 5, 8), (2, 0, 6, 1), (2, 2, 5, 4)] {
+        let mut masks = || (0..8 / path_bits).map(|_| (0..index_bits).map(|_| rng.random()).collect()).collect::<Vec<Vec<u8>>>();
+        let (a, c, d) = (masks(), masks(), if path_bits == 1 { masks() } else { Vec::new() });
         let levels = (0..tables).map(|_| (0..1 << (raw_bits + index_bits)).map(|_| rng.random_range(-127..=127)).collect()).collect();
-        let code = LinearCode { path_bits: 2, raw_bits, index_bits, a, c, levels, unit: 0.015 };
+        let code = LinearCode { path_bits, raw_bits, index_bits, a, c, d, levels, unit: 0.015 };
         let width = usize::from(code.bits());
         codes.codes[width] = Some(Arc::new(code));
     }

@@ -101,12 +101,15 @@ impl Reader {
         let path_bits = 8 / positions;
         let raw_bits = k - path_bits;
         let path_byte = |row: usize| byte(row, row % 8 / positions);
-        let (current, previous) = (path_byte(row), if row < positions { 0 } else { path_byte(row - positions) });
+        let [current, previous, older] = [0, 1, 2].map(|age| if row < age * positions { 0 } else { path_byte(row - age * positions) });
         let position = row % positions;
         let mut index = 0;
         for bit in 0..index_bits {
             let mask = |end: &str| self.bytes(&tensor(end))[position * index_bits + bit];
-            let ones = (mask("a") & current).count_ones() + (mask("c") & previous).count_ones();
+            let mut ones = (mask("a") & current).count_ones() + (mask("c") & previous).count_ones();
+            if self.tensors.contains_key(&tensor("d")) {
+                ones += (mask("d") & older).count_ones();
+            }
             index = index << 1 | (ones as usize & 1);
         }
         let mut raw = 0;

@@ -1,5 +1,5 @@
 //! The products of one row block of one run: a single definition over byte vectors of any width.
-use super::tables::{Map, Tables};
+use super::tables::{Map, Reads, Tables};
 use crate::layout::VECTOR;
 
 /// Byte vectors of one instruction set.
@@ -42,6 +42,11 @@ pub(super) trait Vector {
     unsafe fn prefetch(p: *const u8);
 }
 
+const NIBBLE: usize = Reads::Nibble as usize;
+const TWO_BYTES: usize = Reads::TwoBytes as usize;
+const WINDOW: usize = Reads::Window as usize;
+const THREE_BYTES: usize = Reads::ThreeBytes as usize;
+
 /// One row block of a run.
 #[derive(Clone, Copy)]
 pub(crate) struct Block<'a> {
@@ -49,12 +54,24 @@ pub(crate) struct Block<'a> {
     pub codes: *const u8,
     /// Column groups.
     pub groups: usize,
-    /// Path vectors before the block: of the unit at the same group in the row block before, or [`first_previous`]. Read only if the code is not local.
+    /// Path vectors before the block: of the unit at the same group in the row block before, or from [`before_first`]. Read only if the code reads a second path byte.
     pub previous: *const u8,
     /// Bytes from one group's to the next.
     pub previous_step: usize,
+    /// The same two row blocks before. Read only if the code reads a third path byte.
+    pub older: *const u8,
+    /// Bytes from one group's to the next.
+    pub older_step: usize,
     /// The code.
     pub tables: &'a Tables,
+}
+
+impl Block<'_> {
+    /// Previous and older vectors of a column group.
+    #[inline(always)]
+    fn before(&self, group: usize, at: usize) -> [*const u8; 2] {
+        [self.previous.wrapping_add(group * self.previous_step + at), self.older.wrapping_add(group * self.older_step + at)]
+    }
 }
 
 /// Integer sums by row of the block, activation plane and 32-bit lane of the vector.
@@ -106,11 +123,11 @@ macro_rules! each_of_four {
 }
 
 /// The row vectors of 4 rows from `R0` of a unit go to `sink` as bytes `level + 128`.
-/// `PATH` is 0 for width 8 and, with `RAW` 0, for levels that [`dot_many`] has looked up; `LOCAL` codes need no previous path bytes ([`super::tables::is_local`]).
+/// `PATH` is 0 for width 8 and, with `RAW` 0, for levels that [`dot_many`] has looked up; `READS`: a [`Reads`].
 #[inline(always)]
-unsafe fn rows4<T: Vector, const PATH: usize, const RAW: usize, const LOCAL: bool, const BITS: usize, const R0: usize>(
+unsafe fn rows4<T: Vector, const PATH: usize, const RAW: usize, const READS: usize, const BITS: usize, const R0: usize>(
     unit: *const u8,
-    previous: *const u8,
+    [previous, older]: [*const u8; 2],
     tables: &Tables,
     mut sink: impl FnMut(usize, T::V),
 ) {
@@ -121,17 +138,28 @@ unsafe fn rows4<T: Vector, const PATH: usize, const RAW: usize, const LOCAL: boo
     let tables = opaque(tables);
     let half = R0 / 4;
     let current = T::split(T::load(unit.add(if PATH == 2 { half * VECTOR } else { 0 })));
-    let previous = if LOCAL { current } else { T::split(T::load(if PATH == 2 && half == 1 { unit } else { previous })) };
+    let previous = if READS == NIBBLE { current } else { T::split(T::load(if PATH == 2 && half == 1 { unit } else { previous })) };
+    let older = if READS == NIBBLE || READS == TWO_BYTES { current } else { T::split(T::load(older)) };
     let raw = |vector: usize| T::split(T::load(unit.add((PATH + vector) * VECTOR)));
     let pairs = [if RAW >= 2 { raw(half) } else { current }, if RAW >= 4 { raw(2 + half) } else { current }];
     let top = if RAW % 2 == 1 { raw(RAW - 1) } else { current };
     each_of_four!(j, {
         let position = if PATH == 2 { j } else { R0 + j };
-        let mut index = if LOCAL {
-            T::map_nibble(&tables.current[position], current, if PATH == 2 { j < 2 } else { half == 0 })
-        } else {
-            T::xor(T::map(&tables.current[position], current), T::map(&tables.previous[position], previous))
+        let mut index = match READS {
+            NIBBLE => T::map_nibble(&tables.current[position], current, if PATH == 2 { j < 2 } else { half == 0 }),
+            WINDOW if half == 0 => T::map_nibble(&tables.current[position], current, true),
+            _ => T::map(&tables.current[position], current),
         };
+        if READS == WINDOW && position == 7 {
+            index = T::xor(index, T::map_nibble(&tables.previous[position], previous, false));
+        } else if READS != NIBBLE {
+            index = T::xor(index, T::map(&tables.previous[position], previous));
+        }
+        if READS == WINDOW && position < 3 {
+            index = T::xor(index, T::map_nibble(&tables.older[position], older, false));
+        } else if READS == THREE_BYTES {
+            index = T::xor(index, T::map(&tables.older[position], older));
+        }
         if RAW >= 2 {
             index = T::xor(index, T::map_nibble(&tables.pairs[0][j], pairs[0], j < 2));
         }
@@ -150,7 +178,7 @@ unsafe fn rows4<T: Vector, const PATH: usize, const RAW: usize, const LOCAL: boo
 /// # Safety
 /// The CPU must have the instruction set; the block's units and previous vectors must be readable, and planes as long as its groups.
 #[inline(always)]
-pub(super) unsafe fn dot<T: Vector, const PATH: usize, const RAW: usize, const LOCAL: bool, const BITS: usize>(
+pub(super) unsafe fn dot<T: Vector, const PATH: usize, const RAW: usize, const READS: usize, const BITS: usize>(
     block: &Block,
     x: &Planes,
     out: &mut Partial,
@@ -161,10 +189,10 @@ pub(super) unsafe fn dot<T: Vector, const PATH: usize, const RAW: usize, const L
         let end = block.groups.min(group.saturating_add(T::TILE));
         for part in 0..VECTOR / T::BYTES {
             if T::ROWS == 8 {
-                strip::<T, PATH, RAW, LOCAL, BITS, 0>(block, x, &mut sums, group..end, part);
+                strip::<T, PATH, RAW, READS, BITS, 0>(block, x, &mut sums, group..end, part);
             } else {
-                strip::<T, PATH, RAW, LOCAL, BITS, 0>(block, x, &mut sums, group..end, part);
-                strip::<T, PATH, RAW, LOCAL, BITS, 4>(block, x, &mut sums, group..end, part);
+                strip::<T, PATH, RAW, READS, BITS, 0>(block, x, &mut sums, group..end, part);
+                strip::<T, PATH, RAW, READS, BITS, 4>(block, x, &mut sums, group..end, part);
             }
         }
         group = end;
@@ -195,7 +223,7 @@ struct Levels([[[u8; VECTOR]; 8]; LOOKED_UP]);
 /// # Safety
 /// As for [`dot`], for all planes.
 #[inline(always)]
-pub(super) unsafe fn dot_many<T: Vector, const PATH: usize, const RAW: usize, const LOCAL: bool, const BITS: usize>(
+pub(super) unsafe fn dot_many<T: Vector, const PATH: usize, const RAW: usize, const READS: usize, const BITS: usize>(
     block: &Block,
     x: &[(usize, Planes)],
     sums: &mut [Sums],
@@ -208,17 +236,17 @@ pub(super) unsafe fn dot_many<T: Vector, const PATH: usize, const RAW: usize, co
         for (group, rows) in groups.clone().zip(&mut levels.0) {
             for at in (0..VECTOR).step_by(T::BYTES) {
                 let unit = block.codes.add(group * (PATH + RAW) * VECTOR + at);
-                let previous = block.previous.wrapping_add(group * block.previous_step + at);
-                rows4::<T, PATH, RAW, LOCAL, BITS, 0>(unit, previous, block.tables, |j, w| T::store(rows[j].as_mut_ptr().add(at), w));
-                rows4::<T, PATH, RAW, LOCAL, BITS, 4>(unit, previous, block.tables, |j, w| T::store(rows[4 + j].as_mut_ptr().add(at), w));
+                let before = block.before(group, at);
+                rows4::<T, PATH, RAW, READS, BITS, 0>(unit, before, block.tables, |j, w| T::store(rows[j].as_mut_ptr().add(at), w));
+                rows4::<T, PATH, RAW, READS, BITS, 4>(unit, before, block.tables, |j, w| T::store(rows[4 + j].as_mut_ptr().add(at), w));
             }
         }
         let looked_up = Block { codes: levels.0.as_ptr().cast::<u8>().wrapping_sub(first * 8 * VECTOR), ..*block };
         for ((_, planes), sums) in x.iter().zip(&mut *sums) {
             for part in 0..VECTOR / T::BYTES {
-                strip::<T, 0, 0, true, BITS, 0>(&looked_up, planes, sums, groups.clone(), part);
+                strip::<T, 0, 0, NIBBLE, BITS, 0>(&looked_up, planes, sums, groups.clone(), part);
                 if T::ROWS == 4 {
-                    strip::<T, 0, 0, true, BITS, 4>(&looked_up, planes, sums, groups.clone(), part);
+                    strip::<T, 0, 0, NIBBLE, BITS, 4>(&looked_up, planes, sums, groups.clone(), part);
                 }
             }
         }
@@ -230,7 +258,7 @@ pub(super) unsafe fn dot_many<T: Vector, const PATH: usize, const RAW: usize, co
 
 /// Rows `R0..R0 + ROWS` and bytes `part` of the groups.
 #[inline(always)]
-unsafe fn strip<T: Vector, const PATH: usize, const RAW: usize, const LOCAL: bool, const BITS: usize, const R0: usize>(
+unsafe fn strip<T: Vector, const PATH: usize, const RAW: usize, const READS: usize, const BITS: usize, const R0: usize>(
     block: &Block,
     x: &Planes,
     sums: &mut Sums,
@@ -248,7 +276,7 @@ unsafe fn strip<T: Vector, const PATH: usize, const RAW: usize, const LOCAL: boo
         }
     }
     let mut unit = block.codes.wrapping_add(groups.start * unit_bytes + at);
-    let mut previous = if LOCAL { unit } else { block.previous.wrapping_add(groups.start * block.previous_step + at) };
+    let mut before = block.before(groups.start, at);
     for group in groups {
         if part == 0 && R0 == 0 {
             for v in 0..PATH + RAW {
@@ -261,19 +289,22 @@ unsafe fn strip<T: Vector, const PATH: usize, const RAW: usize, const LOCAL: boo
             8 => (T::repeat8(high), T::repeat8(low)),
             _ => (T::load(high.add(at)), T::load(low.add(at))),
         };
-        rows4::<T, PATH, RAW, LOCAL, BITS, R0>(unit, previous, block.tables, |j, w| {
+        rows4::<T, PATH, RAW, READS, BITS, R0>(unit, before, block.tables, |j, w| {
             acc[j][0] = T::dot(acc[j][0], w, high);
             acc[j][1] = T::dot(acc[j][1], w, low);
         });
         if T::ROWS == 8 {
-            rows4::<T, PATH, RAW, LOCAL, BITS, 4>(unit, previous, block.tables, |j, w| {
+            rows4::<T, PATH, RAW, READS, BITS, 4>(unit, before, block.tables, |j, w| {
                 acc[4 + j][0] = T::dot(acc[4 + j][0], w, high);
                 acc[4 + j][1] = T::dot(acc[4 + j][1], w, low);
             });
         }
         unit = unit.wrapping_add(unit_bytes);
-        if !LOCAL {
-            previous = previous.wrapping_add(block.previous_step);
+        if READS != NIBBLE {
+            before[0] = before[0].wrapping_add(block.previous_step);
+        }
+        if READS == WINDOW || READS == THREE_BYTES {
+            before[1] = before[1].wrapping_add(block.older_step);
         }
     }
     for (i, acc) in acc.iter().enumerate().take(T::ROWS) {
@@ -283,14 +314,29 @@ unsafe fn strip<T: Vector, const PATH: usize, const RAW: usize, const LOCAL: boo
     }
 }
 
-/// Previous path vectors of the first row block: each lane continues the lane before it, so the last path vector of the last row block moves up
-/// by one lane.
-pub(crate) fn first_previous(last_block: &[u8], width: usize, path_bits: usize, columns_per_vector: usize) -> Vec<u8> {
-    let mut vectors = Vec::with_capacity(last_block.len() / width);
-    for unit in last_block.chunks_exact(width * VECTOR) {
-        let last = &unit[(path_bits - 1) * VECTOR..path_bits * VECTOR];
-        vectors.resize(vectors.len() + columns_per_vector, 0);
-        vectors.extend_from_slice(&last[..VECTOR - columns_per_vector]);
+/// The path vectors `age` path bytes before those of the first row block: each lane continues the lane before it, the first one follows zeros. `blocks`:
+/// all row blocks of the run.
+pub(crate) fn before_first(
+    blocks: &[u8],
+    block_bytes: usize,
+    width: usize,
+    path_bits: usize,
+    columns_per_vector: usize,
+    age: usize,
+) -> Vec<u8> {
+    let per_lane = blocks.len() / block_bytes * path_bits;
+    let lanes = VECTOR / columns_per_vector;
+    let mut vectors = Vec::with_capacity(block_bytes / width);
+    for group in 0..block_bytes / (width * VECTOR) {
+        for lane in 0..lanes {
+            let Some(byte) = (lane * per_lane).checked_sub(age) else {
+                vectors.resize(vectors.len() + columns_per_vector, 0);
+                continue;
+            };
+            let (lane, byte) = (byte / per_lane, byte % per_lane);
+            let vector = byte / path_bits * block_bytes + (group * width + byte % path_bits) * VECTOR;
+            vectors.extend_from_slice(&blocks[vector + lane * columns_per_vector..][..columns_per_vector]);
+        }
     }
     vectors
 }

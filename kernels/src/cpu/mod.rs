@@ -11,10 +11,10 @@ mod x86;
 
 use crate::code::LinearCode;
 use kernel::Vector;
-pub(crate) use kernel::{first_previous, Block, Partial, Planes, Sums};
+pub(crate) use kernel::{before_first, Block, Partial, Planes, Sums};
 pub(crate) use rows::{row_dot, RowDot};
 use std::sync::OnceLock;
-pub(crate) use tables::{is_local, Tables};
+pub(crate) use tables::{Reads, Tables};
 
 /// An instruction-set path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,8 +126,8 @@ impl Kernels {
     /// Adds the product of a block.
     ///
     /// # Safety
-    /// The block must belong to the run that the kernels were selected for: `groups` units at `codes` and, unless the code is local, vectors at
-    /// `previous`; planes must have `groups * step` bytes.
+    /// The block must belong to the run that the kernels were selected for: `groups` units at `codes` and as many vectors at `previous` and
+    /// `older`, as far as the code reads them; planes must have `groups * step` bytes.
     pub unsafe fn dot(&self, block: &Block, x: &Planes, out: &mut Partial) {
         (self.dot)(block, x, out)
     }
@@ -135,7 +135,7 @@ impl Kernels {
     /// Adds the products of a block by many planes: those of `(t, planes)` to `out[t]`. `sums` is working memory, as long as `x`.
     ///
     /// # Safety
-    /// As for [`Kernels::dot`]; previous vectors are not read if the code is local.
+    /// As for [`Kernels::dot`].
     pub unsafe fn dot_many(&self, block: &Block, x: &[(usize, Planes)], sums: &mut [Sums], out: &mut [Partial]) {
         (self.dot_many)(block, x, sums, out)
     }
@@ -157,24 +157,24 @@ macro_rules! kernels {
             use super::*;
 
             $(#[target_feature(enable = $features)])?
-            unsafe fn dot<const PATH: usize, const RAW: usize, const LOCAL: bool, const BITS: usize>(
+            unsafe fn dot<const PATH: usize, const RAW: usize, const READS: usize, const BITS: usize>(
                 block: &Block,
                 x: &Planes,
                 out: &mut Partial,
             ) {
                 // SAFETY: the caller's contract is the kernel's, and the instruction set is enabled.
-                unsafe { kernel::dot::<$vector, PATH, RAW, LOCAL, BITS>(block, x, out) }
+                unsafe { kernel::dot::<$vector, PATH, RAW, READS, BITS>(block, x, out) }
             }
 
             $(#[target_feature(enable = $features)])?
-            unsafe fn dot_many<const PATH: usize, const RAW: usize, const LOCAL: bool, const BITS: usize>(
+            unsafe fn dot_many<const PATH: usize, const RAW: usize, const READS: usize, const BITS: usize>(
                 block: &Block,
                 x: &[(usize, Planes)],
                 sums: &mut [Sums],
                 out: &mut [Partial],
             ) {
                 // SAFETY: as above.
-                unsafe { kernel::dot_many::<$vector, PATH, RAW, LOCAL, BITS>(block, x, sums, out) }
+                unsafe { kernel::dot_many::<$vector, PATH, RAW, READS, BITS>(block, x, sums, out) }
             }
 
             /// Kernels of a run; `None` is width 8. A code is valid, so path bits are 1 or 2 and bits at most 6.
@@ -183,43 +183,58 @@ macro_rules! kernels {
                 const T5: usize = table::<$vector>(5);
                 const T6: usize = table::<$vector>(6);
                 const T7: usize = table::<$vector>(7);
+                const T8: usize = 8;
                 macro_rules! pick {
-                    ($path:literal, $raw:literal, $local:literal, $bits:ident) => {
-                        Kernels { dot: dot::<$path, $raw, $local, $bits>, dot_many: dot_many::<$path, $raw, $local, $bits> }
-                    };
-                    ($path:literal, $raw:literal, $bits:expr) => {
-                        match $bits {
-                            0..=4 => pick!($path, $raw, false, T4),
-                            5 | 6 => pick!($path, $raw, false, T6),
-                            7 => pick!($path, $raw, false, T7),
-                            _ => Kernels { dot: dot::<$path, $raw, false, 8>, dot_many: dot_many::<$path, $raw, false, 8> },
+                    ($path:literal, $raw:literal, $reads:ident, $bits:ident) => {
+                        Kernels {
+                            dot: dot::<$path, $raw, { Reads::$reads as usize }, $bits>,
+                            dot_many: dot_many::<$path, $raw, { Reads::$reads as usize }, $bits>,
                         }
                     };
-                    ($path:literal, $raw:literal) => {
-                        Kernels { dot: dot::<$path, $raw, false, 8>, dot_many: dot_many::<$path, $raw, false, 8> }
+                    ($path:literal, $raw:literal, $reads:ident of $bits:expr) => {
+                        match $bits {
+                            0..=4 => pick!($path, $raw, $reads, T4),
+                            5 | 6 => pick!($path, $raw, $reads, T6),
+                            7 => pick!($path, $raw, $reads, T7),
+                            _ => pick!($path, $raw, $reads, T8),
+                        }
+                    };
+                    ($path:literal, $raw:literal, any $reads:ident, $bits:ident) => {
+                        match $reads {
+                            Reads::Window => pick!($path, $raw, Window, $bits),
+                            Reads::ThreeBytes => pick!($path, $raw, ThreeBytes, $bits),
+                            _ => pick!($path, $raw, TwoBytes, $bits),
+                        }
+                    };
+                    ($path:literal, $raw:literal, any $reads:ident of $bits:expr) => {
+                        match $reads {
+                            Reads::Window => pick!($path, $raw, Window of $bits),
+                            Reads::ThreeBytes => pick!($path, $raw, ThreeBytes of $bits),
+                            _ => pick!($path, $raw, TwoBytes of $bits),
+                        }
                     };
                 }
-                let Some(code) = code else { return pick!(0, 8, true, T4) };
-                let bits = code.index_bits + code.raw_bits;
-                match (code.path_bits, code.raw_bits, is_local(code)) {
-                    (1, 0, true) if bits <= 4 => pick!(1, 0, true, T4),
-                    (2, 0, true) if bits <= 4 => pick!(2, 0, true, T4),
-                    (2, 1, true) if bits <= 4 => pick!(2, 1, true, T4),
-                    (2, 2, true) if bits <= 4 => pick!(2, 2, true, T4),
-                    (2, 3, true) if bits <= 5 => pick!(2, 3, true, T5),
-                    (2, 4, true) if bits <= 6 => pick!(2, 4, true, T6),
-                    (1, 0, _) => pick!(1, 0, bits),
-                    (2, 0, _) => pick!(2, 0, bits),
-                    (2, 1, _) => pick!(2, 1, bits),
-                    (2, 2, _) => pick!(2, 2, bits),
-                    (2, 3, _) => pick!(2, 3, bits),
-                    (2, 4, _) => pick!(2, 4, bits),
-                    (_, 1, _) => pick!(1, 1, bits),
-                    (_, 2, _) => pick!(1, 2, bits),
-                    (_, 3, _) => pick!(1, 3, bits),
+                let Some(code) = code else { return pick!(0, 8, Nibble, T4) };
+                let (bits, reads) = (code.index_bits + code.raw_bits, Reads::of(code));
+                match (code.path_bits, code.raw_bits) {
+                    (1, 0) if reads == Reads::Nibble && bits <= 4 => pick!(1, 0, Nibble, T4),
+                    (2, 0) if reads == Reads::Nibble && bits <= 4 => pick!(2, 0, Nibble, T4),
+                    (2, 1) if reads == Reads::Nibble && bits <= 4 => pick!(2, 1, Nibble, T4),
+                    (2, 2) if reads == Reads::Nibble && bits <= 4 => pick!(2, 2, Nibble, T4),
+                    (2, 3) if reads == Reads::Nibble && bits <= 5 => pick!(2, 3, Nibble, T5),
+                    (2, 4) if reads == Reads::Nibble && bits <= 6 => pick!(2, 4, Nibble, T6),
+                    (1, 0) => pick!(1, 0, any reads of bits),
+                    (1, 1) => pick!(1, 1, any reads of bits),
+                    (1, 2) => pick!(1, 2, any reads of bits),
+                    (1, 3) => pick!(1, 3, any reads of bits),
                     // More raw bits leave no index bits for smaller tables.
-                    (_, 4, _) => pick!(1, 4),
-                    _ => pick!(1, 5),
+                    (1, 4) => pick!(1, 4, any reads, T8),
+                    (1, _) => pick!(1, 5, any reads, T8),
+                    (_, 0) => pick!(2, 0, TwoBytes of bits),
+                    (_, 1) => pick!(2, 1, TwoBytes of bits),
+                    (_, 2) => pick!(2, 2, TwoBytes of bits),
+                    (_, 3) => pick!(2, 3, TwoBytes of bits),
+                    _ => pick!(2, 4, TwoBytes of bits),
                 }
             }
         }
@@ -263,12 +278,19 @@ mod tests {
     kernels!(portable32_kernels, portable::Portable<32>);
     kernels!(portable64_kernels, portable::Portable<64>);
 
-    fn random_code(rng: &mut ChaCha8Rng, path_bits: u8, raw_bits: u8, index_bits: u8) -> LinearCode {
+    fn random_code(rng: &mut ChaCha8Rng, path_bits: u8, raw_bits: u8, index_bits: u8, reads: Reads) -> LinearCode {
         let positions = 8 / usize::from(path_bits);
-        let mut masks = || (0..positions).map(|_| (0..index_bits).map(|_| rng.random()).collect()).collect();
-        let (a, c) = (masks(), masks());
+        let mut masks = || (0..positions).map(|_| (0..index_bits).map(|_| rng.random()).collect::<Vec<u8>>()).collect::<Vec<_>>();
+        let (mut a, mut c, mut d) = (masks(), masks(), if reads.before() == 2 { masks() } else { Vec::new() });
+        if reads == Reads::Window {
+            for i in 0..8 {
+                a[i].iter_mut().for_each(|mask| *mask &= if i < 4 { 0xF0 } else { 0xFF });
+                c[i].iter_mut().for_each(|mask| *mask &= if i < 7 { 0xFF } else { 0x0F });
+                d[i].iter_mut().for_each(|mask| *mask &= if i < 3 { 0x0F } else { 0 });
+            }
+        }
         let levels = (0..positions).map(|_| (0..1 << (raw_bits + index_bits)).map(|_| rng.random_range(-127..=127)).collect()).collect();
-        LinearCode { path_bits, raw_bits, index_bits, a, c, levels, unit: 1.0 }
+        LinearCode { path_bits, raw_bits, index_bits, a, c, d, levels, unit: 1.0 }
     }
 
     /// Every instruction set and vector width against the narrowest portable one, which the tests of whole matrices check against the definition.
@@ -276,9 +298,17 @@ mod tests {
         let width = code.map_or(8, |c| usize::from(c.bits()));
         let groups = rng.random_range(1..80);
         let mut bytes = |len: usize| (0..len).map(|_| rng.random::<u8>()).collect::<Vec<u8>>();
-        let (codes, previous) = (bytes(groups * width * VECTOR), bytes(groups * VECTOR));
+        let (codes, previous, older) = (bytes(groups * width * VECTOR), bytes(groups * VECTOR), bytes(groups * 3 * VECTOR));
         let tables = Tables::new(code);
-        let block = Block { codes: codes.as_ptr(), groups, previous: previous.as_ptr(), previous_step: VECTOR, tables: &tables };
+        let block = Block {
+            codes: codes.as_ptr(),
+            groups,
+            previous: previous.as_ptr(),
+            previous_step: VECTOR,
+            older: older.as_ptr(),
+            older_step: 3 * VECTOR,
+            tables: &tables,
+        };
         let mut paths = vec![portable32_kernels::select(code), portable64_kernels::select(code)];
         paths.extend(Isa::ALL.into_iter().filter(|isa| isa.is_available()).map(|isa| select(isa, code)));
         for step in [4, 8, VECTOR] {
@@ -287,7 +317,7 @@ mod tests {
             let planes = Planes { high: &high, low: &low, step, start: [[-5; 16], [7; 16]], factor: 0.25 };
             let product = |kernels: &Kernels| {
                 let mut out: Partial = [[1.0; 16]; 8];
-                // SAFETY: `codes` has `groups` units of the code, `previous` and the planes have `groups` vectors.
+                // SAFETY: `codes` has `groups` units of the code, `previous`, `older` and the planes as many vectors.
                 unsafe { kernels.dot(&block, &planes, &mut out) };
                 out
             };
@@ -312,8 +342,11 @@ mod tests {
         let mut rng = ChaCha8Rng::seed_from_u64(1);
         for (path_bits, raw_bits) in [(1, 0), (1, 1), (1, 2), (1, 3), (1, 4), (1, 5), (2, 0), (2, 1), (2, 2), (2, 3), (2, 4)] {
             for index_bits in 1..=8 - raw_bits {
-                let code = random_code(&mut rng, path_bits, raw_bits, index_bits);
-                compare(&mut rng, Some(&code));
+                for reads in [Reads::TwoBytes, Reads::Window, Reads::ThreeBytes].into_iter().take(if path_bits == 1 { 3 } else { 1 }) {
+                    let code = random_code(&mut rng, path_bits, raw_bits, index_bits, reads);
+                    code.validate().unwrap();
+                    compare(&mut rng, Some(&code));
+                }
             }
         }
         for bits in 1..=6 {

@@ -40,6 +40,8 @@ pub(crate) struct Tables {
     pub current: [Map; 8],
     /// Previous path byte to index, by row position.
     pub previous: [Map; 8],
+    /// The path byte before that to index, by row position.
+    pub older: [Map; 8],
     /// Raw bits `2p + 1, 2p` of the four rows of a vector to index bits.
     pub pairs: [[Map; 4]; 2],
     /// The top raw bit of the eight rows of a vector, if raw bits are odd.
@@ -53,6 +55,7 @@ impl Tables {
             levels: [[0; 256]; 8],
             current: [Map::ZERO; 8],
             previous: [Map::ZERO; 8],
+            older: [Map::ZERO; 8],
             pairs: [[Map::ZERO; 4]; 2],
             top: [Map::ZERO; 8],
         });
@@ -66,6 +69,9 @@ impl Tables {
             }
             tables.current[position] = Map::new(&bit_images(&code.a[position]));
             tables.previous[position] = Map::new(&bit_images(&code.c[position]));
+            if let Some(masks) = code.d.get(position) {
+                tables.older[position] = Map::new(&bit_images(masks));
+            }
         }
         for pair in 0..raw_bits / 2 {
             for row in 0..4 {
@@ -86,9 +92,48 @@ impl Tables {
     }
 }
 
-/// True if the index of every row depends on its own nibble of the current path byte alone, as in scalar codes.
-pub(crate) fn is_local(code: &LinearCode) -> bool {
-    let rows_a_nibble = code.positions() / 2;
-    let own = |position: usize| if position < rows_a_nibble { 0xF0 } else { 0x0F };
-    code.c.iter().flatten().all(|&mask| mask == 0) && code.a.iter().enumerate().all(|(i, masks)| masks.iter().all(|m| m & !own(i) == 0))
+/// Which path bits the rows of a code read; kernels are made for each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reads {
+    /// The nibble of the current byte that the row stands in, as in scalar codes.
+    Nibble,
+    /// The current and the previous byte.
+    TwoBytes,
+    /// The newest 12 of one path bit a row: a third byte in the first rows of a byte only, and half a byte in many.
+    Window,
+    /// Three bytes.
+    ThreeBytes,
+}
+
+impl Reads {
+    /// Of a valid code.
+    pub fn of(code: &LinearCode) -> Self {
+        let within = |matrices: &[Vec<u8>], allowed: &dyn Fn(usize) -> u8| {
+            (0..).zip(matrices).all(|(i, masks)| masks.iter().all(|mask| mask & !allowed(i) == 0))
+        };
+        let rows_a_nibble = code.positions() / 2;
+        let own = |i: usize| if i < rows_a_nibble { 0xF0 } else { 0x0F };
+        let third = !within(&code.d, &|_| 0);
+        if !third && within(&code.c, &|_| 0) && within(&code.a, &own) {
+            Reads::Nibble
+        } else if !third {
+            Reads::TwoBytes
+        } else if within(&code.a, &|i| if i < 4 { 0xF0 } else { 0xFF })
+            && within(&code.c, &|i| if i < 7 { 0xFF } else { 0x0F })
+            && within(&code.d, &|i| if i < 3 { 0x0F } else { 0 })
+        {
+            Reads::Window
+        } else {
+            Reads::ThreeBytes
+        }
+    }
+
+    /// Path bytes before the current one.
+    pub fn before(self) -> usize {
+        match self {
+            Reads::Nibble => 0,
+            Reads::TwoBytes => 1,
+            Reads::Window | Reads::ThreeBytes => 2,
+        }
+    }
 }

@@ -42,8 +42,8 @@ impl Effort {
 struct Row {
     path_bits: u8,
     raw_bits: u8,
-    /// For each row position and index bit the mask over the path bytes `B_{t-1} B_t`.
-    masks: &'static [&'static [u16]],
+    /// For each row position and index bit the mask over the path bytes `B_{t-2} B_{t-1} B_t`.
+    masks: &'static [&'static [u32]],
     /// For each row position the upper half of the levels: a level is minus that at the complement.
     levels: &'static [&'static [i8]],
     unit: f32,
@@ -54,12 +54,14 @@ struct Row {
 impl Row {
     fn code(&self) -> LinearCode {
         let byte = |shift: u32| self.masks.iter().map(|masks| masks.iter().map(|mask| (mask >> shift) as u8).collect()).collect();
+        let third = self.masks.iter().flat_map(|masks| *masks).any(|mask| mask >> 16 != 0);
         LinearCode {
             path_bits: self.path_bits,
             raw_bits: self.raw_bits,
             index_bits: self.masks[0].len() as u8,
             a: byte(0),
             c: byte(8),
+            d: if third { byte(16) } else { Vec::new() },
             levels: self.levels.iter().map(|half| half.iter().rev().map(|l| -l).chain(half.iter().copied()).collect()).collect(),
             unit: self.unit,
         }

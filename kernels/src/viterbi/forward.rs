@@ -33,6 +33,8 @@ pub struct Scratch {
     branches: Vec<Line>,
     squares: Vec<f32>,
     decisions: Vec<u16>,
+    /// Costs before the byte at hand.
+    before: Vec<u16>,
 }
 
 impl Scratch {
@@ -295,8 +297,8 @@ pub(super) unsafe fn forward<V: Lanes>(tables: &Tables, x: &[f32], first: &mut [
         let decisions = scratch.decisions.as_mut_ptr().add(t * tables.decisions);
         // SAFETY: `entries` has room for every position, and is read through the pointer only after the slice is gone.
         byte_costs(tables, x, &mut scratch.squares, std::slice::from_raw_parts_mut(entries, tables.positions * tables.entries));
-        let mut before = [0; 256];
-        before[..states].copy_from_slice(std::slice::from_raw_parts(old, states));
+        scratch.before.clear();
+        scratch.before.extend_from_slice(std::slice::from_raw_parts(old, states));
         let mut capped = false;
         loop {
             for step in &tables.steps {
@@ -331,7 +333,7 @@ pub(super) unsafe fn forward<V: Lanes>(tables: &Tables, x: &[f32], first: &mut [
             let least = lanes[..V::LANES].iter().fold(u16::MAX, |a, b| a.min(*b)) & !3;
             if least == !3 && !capped {
                 cap(tables, std::slice::from_raw_parts_mut(entries, tables.positions * tables.entries));
-                std::slice::from_raw_parts_mut(old, states).copy_from_slice(&before[..states]);
+                std::slice::from_raw_parts_mut(old, states).copy_from_slice(&scratch.before);
                 capped = true;
                 continue;
             }
@@ -445,7 +447,7 @@ fn first_byte(tables: &Tables, x: &[f32], first: &mut [u8; 256], squares: &mut [
             let entries = &mut entries[..row.entries];
             entry_costs(tables, row, x[row.position], &mut squares[..row.entries], entries);
             for (byte, sum) in (0..=255).zip(&mut sums) {
-                *sum += u32::from(entries[usize::from(row.entry[usize::from(tables.index.get(row.position, byte, 0))])]);
+                *sum += u32::from(entries[usize::from(row.entry[usize::from(tables.index.get(row.position, byte, [0; 2]))])]);
             }
         }
     }

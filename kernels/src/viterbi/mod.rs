@@ -90,10 +90,10 @@ impl Encoder {
         let code = &*self.code;
         let positions = code.positions();
         let mut raws = vec![0; if code.raw_bits == 0 { 0 } else { x.len() }];
-        let mut previous = 0;
+        let mut before = [0; 2];
         for (t, (x, values)) in x.chunks_exact(positions).zip(values.chunks_exact_mut(positions)).enumerate() {
             for (i, (x, value)) in x.iter().zip(values).enumerate() {
-                let index = self.index.get(i, path[t], previous);
+                let index = self.index.get(i, path[t], before);
                 let candidates = &self.levels[(i << code.index_bits | usize::from(index)) << code.raw_bits..][..1 << code.raw_bits];
                 // Distances are not negative, so that their bits are in their order; the last bits give way to the candidate's number.
                 let key = |(raw, level): (u32, &f32)| (x - level).abs().to_bits() & !31 | raw;
@@ -103,7 +103,7 @@ impl Encoder {
                     raws[t * positions + i] = raw;
                 }
             }
-            previous = path[t];
+            before = [path[t], before[0]];
         }
         raws
     }
@@ -143,7 +143,7 @@ mod tests {
     use rand::{Rng, SeedableRng};
     use rand_chacha::ChaCha8Rng;
 
-    /// Least squared error over all paths, from the definition alone: dynamic programming over whole path bytes.
+    /// Least squared error over all paths, from the definition alone: dynamic programming over whole path bytes, a state being the last one or two.
     fn least_error(code: &LinearCode, x: &[f32]) -> f64 {
         let positions = code.positions();
         let bit = |mask: u8, byte: usize| (mask & byte as u8).count_ones() as usize % 2;
@@ -151,8 +151,9 @@ mod tests {
         let tables = |matrices: &[Vec<u8>]| -> Vec<Vec<usize>> {
             matrices.iter().map(|masks| (0..256).map(|byte| parity(masks, byte)).collect()).collect()
         };
-        let (a, c) = (tables(&code.a), tables(&code.c));
-        let mut costs: Vec<f64> = (0..256).map(|byte| if byte == 0 { 0.0 } else { f64::INFINITY }).collect();
+        let (a, c, d) = (tables(&code.a), tables(&code.c), tables(&code.d));
+        let states = if d.is_empty() { 256 } else { 1 << 16 };
+        let mut costs: Vec<f64> = (0..states).map(|state| if state == 0 { 0.0 } else { f64::INFINITY }).collect();
         for x in x.chunks(positions) {
             let errors: Vec<Vec<f64>> = (0..x.len())
                 .map(|i| {
@@ -163,11 +164,17 @@ mod tests {
                     (0..1 << code.index_bits).map(best).collect()
                 })
                 .collect();
-            let reach = |byte: usize| {
-                let through = |previous: usize| costs[previous] + (0..x.len()).map(|i| errors[i][a[i][byte] ^ c[i][previous]]).sum::<f64>();
-                (0..256).filter(|&p| costs[p].is_finite()).map(through).fold(f64::INFINITY, f64::min)
-            };
-            costs = (0..256).map(reach).collect();
+            let mut next = vec![f64::INFINITY; states];
+            for (state, cost) in costs.into_iter().enumerate().filter(|(_, cost)| cost.is_finite()) {
+                let (previous, older) = (state % 256, state / 256);
+                for byte in 0..256 {
+                    let index = |i: usize| a[i][byte] ^ c[i][previous] ^ d.get(i).map_or(0, |d| d[older]);
+                    let cost = cost + (0..x.len()).map(|i| errors[i][index(i)]).sum::<f64>();
+                    let next = &mut next[(previous << 8 | byte) % states];
+                    *next = next.min(cost);
+                }
+            }
+            costs = next;
         }
         costs.into_iter().fold(f64::INFINITY, f64::min)
     }
@@ -177,12 +184,12 @@ mod tests {
         (0..count).map(|_| one() as f32).collect()
     }
 
-    /// A code of random matrices (reading ahead in the byte if `ahead`) with spread-out levels.
-    fn random_code(rng: &mut ChaCha8Rng, path_bits: u8, raw_bits: u8, index_bits: u8, ahead: bool) -> LinearCode {
+    /// A code of random matrices over two or three path bytes (reading ahead in the byte if `ahead`) with spread-out levels.
+    fn random_code(rng: &mut ChaCha8Rng, path_bits: u8, raw_bits: u8, index_bits: u8, bytes: u32, ahead: bool) -> LinearCode {
         let levels = (0..1 << (raw_bits + index_bits)).map(|_| rng.random_range(-127..=127)).collect();
         let taps: Vec<u16> = (0..index_bits).map(|_| rng.random()).collect();
         let window = rng.random_range(2..=16);
-        let mut code = LinearCode::convolutional(path_bits, raw_bits, window, &taps, levels, 0.02);
+        let mut code = LinearCode::convolutional(path_bits, raw_bits, bytes, window, &taps, levels, 0.02);
         if ahead {
             code.a.iter_mut().flatten().for_each(|mask| *mask = rng.random());
         }
@@ -228,11 +235,13 @@ mod tests {
     fn finds_the_least_error_the_same_way_on_every_instruction_set() {
         let mut rng = ChaCha8Rng::seed_from_u64(1);
         for case in 0..40 {
-            let path_bits = rng.random_range(1..=2);
-            let raw_bits = rng.random_range(0..=4 - path_bits);
+            let three = case % 5 == 0;
+            let path_bits = rng.random_range(1..=if three { 1 } else { 2 });
+            let raw_bits = rng.random_range(0..=if three { 1 } else { 4 - path_bits });
             let index_bits = rng.random_range(2..=8 - raw_bits);
-            let code = Arc::new(random_code(&mut rng, path_bits, raw_bits, index_bits, case % 4 == 0));
-            let rows = rng.random_range(1..100usize);
+            let code = Arc::new(random_code(&mut rng, path_bits, raw_bits, index_bits, if three { 3 } else { 2 }, case % 4 == 0));
+            // All pairs of bytes times all bytes take a while.
+            let rows = rng.random_range(1..if three { 40 } else { 100usize });
             let mut x = gaussian(&mut rng, rows);
             let mut values = vec![0.0; rows.next_multiple_of(8)];
             x.resize(values.len(), f32::NAN);

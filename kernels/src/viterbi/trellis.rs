@@ -1,6 +1,7 @@
 //! The trellis of a linear code: states, their reductions and the rows that each step settles, derived from the matrices.
 //!
-//! Path bits are counted in time: bit `u` of the current byte, first row first, is at time `u`, those of the byte before at `u - 8`. After row
+//! Path bits are counted in time: bit `u` of the current byte, first row first, is at time `u`, those of the byte before at `u - 8`, those of the
+//! one before that at `u - 16`. After row
 //! position `i` the times below `path_bits (i + 1)` are known, and the state is the newest of them that any row to come still reads.
 use crate::code::{bit_images, LinearCode};
 
@@ -50,17 +51,18 @@ impl SettledRow {
     }
 }
 
-/// The times of the first and the last path bit that each row position reads, -8 to 7; `None` where it reads none.
+/// The times of the first and the last path bit that each row position reads, -16 to 7; `None` where it reads none.
 fn reads(code: &LinearCode) -> Vec<Option<(i32, i32)>> {
     let joined = |masks: &[u8]| u32::from(masks.iter().fold(0, |all, mask| all | mask));
-    let one = |(a, c): (&Vec<u8>, &Vec<u8>)| {
-        let word = joined(c) << 8 | joined(a);
+    let one = |i: usize| {
+        let older = code.d.get(i).map_or(0, |masks| joined(masks));
+        let word = older << 16 | joined(&code.c[i]) << 8 | joined(&code.a[i]);
         (word != 0).then(|| (word.leading_zeros() as i32 - 24, 7 - word.trailing_zeros() as i32))
     };
-    code.a.iter().zip(&code.c).map(one).collect()
+    (0..code.positions()).map(one).collect()
 }
 
-/// The stages of one path byte of a valid code. Before the first and after the last the state is the newest 7 or 8 bits of a whole byte.
+/// The stages of one path byte of a valid code. Before the first and after the last the state is the newest 7 or 8 bits of a whole byte, or up to 16 of two.
 pub(super) fn stages(code: &LinearCode) -> Vec<Stage> {
     let path_bits = i32::from(code.path_bits);
     let positions = code.positions() as i32;
@@ -84,9 +86,11 @@ pub(super) fn stages(code: &LinearCode) -> Vec<Stage> {
             .map(|row| {
                 let current = bit_images(&code.a[row as usize]);
                 let previous = bit_images(&code.c[row as usize]);
+                let older = code.d.get(row as usize).map_or([0; 8], |masks| bit_images(masks));
                 let image = |time: i32| match time {
                     0.. => current[(7 - time) as usize],
                     -8..0 => previous[(-1 - time) as usize],
+                    -16..-8 => older[(-9 - time) as usize],
                     _ => 0,
                 };
                 let images = (0..(state_bits + extend) as i32).map(|bit| image(known - 1 - bit)).collect();

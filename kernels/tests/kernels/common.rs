@@ -17,9 +17,16 @@ pub fn random_code(rng: &mut impl Rng, bits: u8) -> LinearCode {
         (0..positions).map(|_| (0..index_bits).map(|_| if zero { 0 } else { rng.random() }).collect()).collect()
     };
     let (a, c) = (masks(false), masks(bits == 4));
+    let d = if path_bits == 1 { masks(false) } else { Vec::new() };
+    if path_bits == 1 && rng.random() {
+        // Kernels of their own read the newest 12 path bits.
+        let taps: Vec<u16> = (0..index_bits).map(|_| rng.random()).collect();
+        let levels = (0..1 << (raw_bits + index_bits)).map(|_| rng.random_range(-127..=127)).collect();
+        return LinearCode::convolutional(1, raw_bits, 3, 12, &taps, levels, rng.random_range(0.005..0.02));
+    }
     let tables = if rng.random() { 1 } else { positions };
     let levels = (0..tables).map(|_| (0..1 << (raw_bits + index_bits)).map(|_| rng.random_range(-127..=127)).collect()).collect();
-    LinearCode { path_bits, raw_bits, index_bits, a, c, levels, unit: rng.random_range(0.005..0.02) }
+    LinearCode { path_bits, raw_bits, index_bits, a, c, d, levels, unit: rng.random_range(0.005..0.02) }
 }
 
 /// Random codes of all widths.
@@ -122,15 +129,16 @@ pub fn sample_matrix(rng: &mut impl Rng, rows: usize, widths: &[u8], codes: Code
     Sample { parts, codes: Arc::new(codes), dense }
 }
 
-/// Values of a column straight from the definition: every index bit is a parity over two path bytes.
+/// Values of a column straight from the definition: every index bit is a parity over two or three path bytes.
 pub fn by_definition(code: &LinearCode, path: &[u8], raw: &[u8], rows: usize) -> Vec<f64> {
     let per_byte = 8 / usize::from(code.path_bits);
     let value = |r: usize| {
         let (t, i) = (r / per_byte, r % per_byte);
-        let before = if t == 0 { 0 } else { path[t - 1] };
+        let [before, two_before] = [1, 2].map(|age| if t < age { 0 } else { path[t - age] });
         let mut index = 0usize;
         for j in 0..usize::from(code.index_bits) {
-            let parity = ((path[t] & code.a[i][j]).count_ones() + (before & code.c[i][j]).count_ones()) % 2;
+            let older = code.d.get(i).map_or(0, |masks| (two_before & masks[j]).count_ones());
+            let parity = ((path[t] & code.a[i][j]).count_ones() + (before & code.c[i][j]).count_ones() + older) % 2;
             index = 2 * index + parity as usize;
         }
         let raw = if code.raw_bits == 0 { 0 } else { usize::from(raw[r]) };
