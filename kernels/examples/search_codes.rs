@@ -1,9 +1,9 @@
 //! Searches linear trellis codes for the unit Gaussian: random masks, then simulated annealing by bit flips, the levels trained on the code's own
 //! output.
 //!
-//!     cargo run --release -p ws-kernels --example search_codes -- path=1 raw=1 index=5 window=12 steps=4000 seed=1
+//!     cargo run --release -p ws-kernels --example search_codes -- path=1 raw=1 index=5 bytes=3 window=12 steps=600 seed=1
 //!
-//! prints the best code as a row of `src/tables/`. Options, `key=value`:
+//! prints the best code, that of three bytes and shared taps as a row of `src/tables/`. Options, `key=value`:
 //! * `path`, `raw`, `index`: bits of each kind; `window`: path bits that a row reads at most; `bytes`: path bytes that they are in at most, 2 or 3.
 //! * `structure`: `window` (all row positions share taps on the newest path bits, one level table), `rows` (masks and levels of its own for each
 //!   row position, reading up to `ahead` path bits after the row's own), `shift` (the previous byte through one mixing matrix, shifted by the row
@@ -404,11 +404,12 @@ fn main() {
         .collect();
     let (error, _, best) = found.into_iter().min_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1))).expect("at least one round");
     let code = shape.code(&best);
-    let halves: Vec<&[i8]> = code.levels[..shape.tables()].iter().map(|levels| &levels[levels.len() / 2..]).collect();
-    let mask = |i: usize, j: usize| u32::from_be_bytes([0, code.d.get(i).map_or(0, |masks| masks[j]), code.c[i][j], code.a[i][j]]);
-    let masks: Vec<Vec<u32>> = (0..shape.positions()).map(|i| (0..code.a[i].len()).map(|j| mask(i, j)).collect()).collect();
     println!("// {:.4} bits above the limit", f64::from(code.bits()) + error.log2() / 2.0);
-    let rows = |debug: String| debug.replace("[[", "&[&[").replace("], [", "], &[");
-    print!("Row {{ path_bits: {}, raw_bits: {}, masks: {}, ", code.path_bits, code.raw_bits, rows(format!("{masks:?}")));
-    println!("levels: {}, unit: {:?}, error: {error:.4e} }},", rows(format!("{halves:?}")), code.unit);
+    if shape.structure == Structure::Window && shape.bytes == 3 {
+        let levels = &code.levels[0][code.levels[0].len() / 2..];
+        print!("Row {{ raw_bits: {}, window: {}, taps: &{:?}, levels: &{levels:?}, ", shape.raw, shape.window, best.words);
+        println!("unit: {:?}, error: {error:.4e} }},", code.unit);
+    } else {
+        println!("{code:?}, error {error:.4e}");
+    }
 }

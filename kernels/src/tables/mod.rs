@@ -6,16 +6,17 @@ mod fast;
 use crate::code::{CodeSet, LinearCode};
 use std::sync::Arc;
 
-/// How much work an encoder may spend: which codes a file is written with. Products cost the same but for the larger level tables of `Best`.
+/// How much work an encoder may spend: which codes a file is written with. Products cost the same but for the larger level tables and the third path byte of
+/// every row of `Best`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Effort {
-    /// A row reads up to 10 path bits: for quantizing while a model is loaded.
+    /// A row reads 10 path bits: for quantizing while a model is loaded.
     Fast,
-    /// A row reads up to 12 path bits, at 1 bit 16.
+    /// A row reads 12 path bits.
     #[default]
     Default,
-    /// A row reads up to 16 path bits, and tables are larger: for files that are published.
+    /// A row reads 16 path bits, and tables are larger: for files that are published.
     Best,
 }
 
@@ -23,7 +24,7 @@ impl Effort {
     /// All, cheapest first.
     pub const ALL: [Effort; 3] = [Effort::Fast, Effort::Default, Effort::Best];
 
-    fn codes(self) -> &'static [Row] {
+    fn codes(self) -> &'static [Row; 6] {
         match self {
             Effort::Fast => &fast::CODES,
             Effort::Default => &default::CODES,
@@ -37,15 +38,14 @@ impl Effort {
     }
 }
 
-/// A committed code.
+/// A committed code of one path bit: see [`LinearCode::convolutional`].
 #[derive(Clone, Copy)]
 struct Row {
-    path_bits: u8,
     raw_bits: u8,
-    /// For each row position and index bit the mask over the path bytes `B_{t-2} B_{t-1} B_t`.
-    masks: &'static [&'static [u32]],
-    /// For each row position the upper half of the levels: a level is minus that at the complement.
-    levels: &'static [&'static [i8]],
+    window: u32,
+    taps: &'static [u16],
+    /// The upper half of the levels: a level is minus that at the complement.
+    levels: &'static [i8],
     unit: f32,
     /// Mean squared error of a unit Gaussian, measured over 2^20 samples.
     error: f64,
@@ -53,18 +53,8 @@ struct Row {
 
 impl Row {
     fn code(&self) -> LinearCode {
-        let byte = |shift: u32| self.masks.iter().map(|masks| masks.iter().map(|mask| (mask >> shift) as u8).collect()).collect();
-        let third = self.masks.iter().flat_map(|masks| *masks).any(|mask| mask >> 16 != 0);
-        LinearCode {
-            path_bits: self.path_bits,
-            raw_bits: self.raw_bits,
-            index_bits: self.masks[0].len() as u8,
-            a: byte(0),
-            c: byte(8),
-            d: if third { byte(16) } else { Vec::new() },
-            levels: self.levels.iter().map(|half| half.iter().rev().map(|l| -l).chain(half.iter().copied()).collect()).collect(),
-            unit: self.unit,
-        }
+        let levels = self.levels.iter().rev().map(|l| -l).chain(self.levels.iter().copied()).collect();
+        LinearCode::convolutional(1, self.raw_bits, 3, self.window, self.taps, levels, self.unit)
     }
 }
 
@@ -72,8 +62,8 @@ impl CodeSet {
     /// Trellis codes of all widths from 1 to 6.
     pub fn trellis(effort: Effort) -> Self {
         let mut set = CodeSet::default();
-        for code in effort.codes() {
-            set.codes[usize::from(code.path_bits + code.raw_bits)] = Some(Arc::new(code.code()));
+        for (width, code) in (1..).zip(effort.codes()) {
+            set.codes[width] = Some(Arc::new(code.code()));
         }
         set
     }

@@ -11,6 +11,9 @@ use crate::code::{IndexTables, LinearCode};
 /// Cost of the worst index, before the two low bits.
 const TOP: f32 = 16383.0;
 
+/// Cost at which sums saturate.
+const HOPELESS: u32 = 4 * TOP as u32;
+
 /// Target of the mean spread of path costs, relative to [`TOP`].
 const MEAN_SPREAD: f32 = 0.25;
 
@@ -240,13 +243,13 @@ fn byte_costs(tables: &Tables, x: &[f32], squares: &mut [f32], costs: &mut [u16]
     }
 }
 
-/// Caps the costs of a byte's rows so that even the dearest path through the byte stays in range.
-fn cap(tables: &Tables, costs: &mut [u16]) {
+/// Caps the costs of a byte's rows so that even the dearest path through the byte costs no more than `room`.
+fn cap(tables: &Tables, costs: &mut [u16], mut room: u32) {
     let of = |row: &Row| row.position * tables.entries..row.position * tables.entries + row.entries;
     let rows = tables.steps.iter().flat_map(|step| &step.rows);
     let mut dearest: Vec<u16> = rows.clone().map(|row| costs[of(row)].iter().copied().max().unwrap_or(0)).collect();
     dearest.sort_unstable();
-    let (mut room, mut cap) = (4 * TOP as u32, 0);
+    let mut cap = 0;
     for (i, cost) in dearest.iter().map(|&cost| u32::from(cost)).enumerate() {
         cap = room / (dearest.len() - i) as u32;
         if cost > cap {
@@ -300,6 +303,10 @@ pub(super) unsafe fn forward<V: Lanes>(tables: &Tables, x: &[f32], first: &mut [
         scratch.before.clear();
         scratch.before.extend_from_slice(std::slice::from_raw_parts(old, states));
         let mut capped = false;
+        if t == 1 {
+            // States that the first byte cannot lead to are as dear as can be; every path from one that it does lead to stays cheaper.
+            cap(tables, std::slice::from_raw_parts_mut(entries, tables.positions * tables.entries), HOPELESS / 2);
+        }
         loop {
             for step in &tables.steps {
                 for row in &step.rows {
@@ -332,7 +339,7 @@ pub(super) unsafe fn forward<V: Lanes>(tables: &Tables, x: &[f32], first: &mut [
             least.store(lanes.as_mut_ptr());
             let least = lanes[..V::LANES].iter().fold(u16::MAX, |a, b| a.min(*b)) & !3;
             if least == !3 && !capped {
-                cap(tables, std::slice::from_raw_parts_mut(entries, tables.positions * tables.entries));
+                cap(tables, std::slice::from_raw_parts_mut(entries, tables.positions * tables.entries), HOPELESS);
                 std::slice::from_raw_parts_mut(old, states).copy_from_slice(&scratch.before);
                 capped = true;
                 continue;
@@ -455,7 +462,7 @@ fn first_byte(tables: &Tables, x: &[f32], first: &mut [u8; 256], squares: &mut [
     costs.fill(u16::MAX);
     for (byte, sum) in (0..=255u8).zip(sums) {
         let state = usize::from(byte) & (costs.len() - 1);
-        let cost = (sum - least).min(u32::from(u16::MAX - 3)) as u16;
+        let cost = (sum - least).min(HOPELESS / 2 - 4) as u16;
         if cost < costs[state] {
             costs[state] = cost;
             first[state] = byte;
