@@ -20,7 +20,8 @@ pub struct LinearCode {
     pub c: Vec<Vec<u8>>,
     /// The same over `B_{t-2}`; empty if no row reads it. Only codes of one path bit may.
     pub d: Vec<Vec<u8>>,
-    /// One table of `2^(raw_bits + index_bits)` levels, or one for each row position; -127 to 127.
+    /// One table of `2^(raw_bits + index_bits)` levels, or one for each row position; -127 to 127, the level at the complement of an entry being its
+    /// negative.
     pub levels: Vec<Vec<i8>>,
     /// Value of one level step for a unit-variance column.
     pub unit: f32,
@@ -99,6 +100,16 @@ pub enum CodeError {
         /// Which entry.
         index: usize,
     },
+    /// A level and that at the complement must be opposite: kernels look up half a table.
+    #[error("level table {table} holds {level} at {index}, and not its negative at the complement")]
+    NotAntisymmetric {
+        /// Which table.
+        table: usize,
+        /// Which entry.
+        index: usize,
+        /// The entry.
+        level: i8,
+    },
     /// The unit must be a finite positive number.
     #[error("unit is {0}, must be finite and positive")]
     Unit(f32),
@@ -153,6 +164,9 @@ impl LinearCode {
             }
             if let Some(index) = levels.iter().position(|&l| l == i8::MIN) {
                 return Err(CodeError::LevelRange { table, index });
+            }
+            if let Some(index) = levels.iter().zip(levels.iter().rev()).position(|(l, opposite)| *l != -opposite) {
+                return Err(CodeError::NotAntisymmetric { table, index, level: levels[index] });
             }
         }
         if !(self.unit.is_finite() && self.unit > 0.0) {
@@ -241,6 +255,11 @@ impl LinearCode {
         let table = &self.levels[if self.levels.len() == 1 { 0 } else { position }];
         table[usize::from(raw) << self.index_bits | usize::from(index)]
     }
+}
+
+/// A level table from its upper half.
+pub fn antisymmetric(upper: &[i8]) -> Vec<i8> {
+    upper.iter().rev().map(|l| -l).chain(upper.iter().copied()).collect()
 }
 
 /// The matrix that picks row position `i`'s own path bits.
@@ -400,6 +419,7 @@ mod tests {
         assert!(matches!(broken(|c| c.levels.push(vec![0; 8])), CodeError::Tables { found: 2, .. }));
         assert!(matches!(broken(|c| c.levels[0].truncate(7)), CodeError::Levels { found: 7, .. }));
         assert!(matches!(broken(|c| c.levels[0][5] = -128), CodeError::LevelRange { index: 5, .. }));
+        assert!(matches!(broken(|c| c.levels[0][5] = 7), CodeError::NotAntisymmetric { table: 0, index: 2, .. }));
         assert!(matches!(broken(|c| c.unit = f32::NAN), CodeError::Unit(_)));
         assert!(matches!(broken(|c| c.unit = 0.0), CodeError::Unit(_)));
     }

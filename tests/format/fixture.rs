@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use tempfile::TempDir;
-use ws_kernels::code::{CodeSet, LinearCode};
+use ws_kernels::code::{antisymmetric, CodeSet, LinearCode};
 use ws_kernels::layout::{pack, Column, Geometry};
 use ws_kernels::packed::{Exception, Parts};
 use wsrun::format::{finish_folder, Packed, Shard, Table8};
@@ -31,7 +31,8 @@ pub fn codes() -> CodeSet {
     for (path_bits, raw_bits, index_bits, tables) in [(1, 0, 5, 8), (2, 0, 6, 1), (2, 2, 5, 4)] {
         let mut masks = || (0..8 / path_bits).map(|_| (0..index_bits).map(|_| rng.random()).collect()).collect::<Vec<Vec<u8>>>();
         let (a, c, d) = (masks(), masks(), if path_bits == 1 { masks() } else { Vec::new() });
-        let levels = (0..tables).map(|_| (0..1 << (raw_bits + index_bits)).map(|_| rng.random_range(-127..=127)).collect()).collect();
+        let mut half = || (0..1 << (raw_bits + index_bits - 1)).map(|_| rng.random_range(-127..=127)).collect::<Vec<i8>>();
+        let levels = (0..tables).map(|_| antisymmetric(&half())).collect();
         let code = LinearCode { path_bits, raw_bits, index_bits, a, c, d, levels, unit: 0.015 };
         let width = usize::from(code.bits());
         codes.codes[width] = Some(Arc::new(code));

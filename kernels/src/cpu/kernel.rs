@@ -37,7 +37,7 @@ pub(super) trait Vector {
     /// A map that reads the high or the low nibble alone.
     unsafe fn map_nibble(map: &Map, v: Self::Split, high: bool) -> Self::V;
     unsafe fn xor(a: Self::V, b: Self::V) -> Self::V;
-    /// Table look-up; all indices are below `2^BITS`.
+    /// Table look-up; all indices are below `2^BITS`. A table of more than 16 entries is antisymmetric in the highest bit of the index.
     unsafe fn level<const BITS: usize>(table: &[u8; 256], index: Self::V) -> Self::V;
     unsafe fn prefetch(p: *const u8);
 }

@@ -14,6 +14,7 @@ use kernel::Vector;
 pub(crate) use kernel::{before_first, Block, Partial, Planes, Sums};
 pub(crate) use rows::{row_dot, RowDot};
 use std::sync::OnceLock;
+use tables::look_up_bits;
 pub(crate) use tables::{Reads, Tables};
 
 /// An instruction-set path.
@@ -194,7 +195,8 @@ macro_rules! kernels {
                     ($path:literal, $raw:literal, $reads:ident of $bits:expr) => {
                         match $bits {
                             0..=4 => pick!($path, $raw, $reads, T4),
-                            5 | 6 => pick!($path, $raw, $reads, T6),
+                            5 => pick!($path, $raw, $reads, T5),
+                            6 => pick!($path, $raw, $reads, T6),
                             7 => pick!($path, $raw, $reads, T7),
                             _ => pick!($path, $raw, $reads, T8),
                         }
@@ -215,19 +217,18 @@ macro_rules! kernels {
                     };
                 }
                 let Some(code) = code else { return pick!(0, 8, Nibble, T4) };
-                let (bits, reads) = (code.index_bits + code.raw_bits, Reads::of(code));
+                let (bits, reads) = (look_up_bits(code), Reads::of(code));
                 match (code.path_bits, code.raw_bits) {
                     (1, 0) if reads == Reads::Nibble && bits <= 4 => pick!(1, 0, Nibble, T4),
                     (2, 0) if reads == Reads::Nibble && bits <= 4 => pick!(2, 0, Nibble, T4),
                     (2, 1) if reads == Reads::Nibble && bits <= 4 => pick!(2, 1, Nibble, T4),
                     (2, 2) if reads == Reads::Nibble && bits <= 4 => pick!(2, 2, Nibble, T4),
-                    (2, 3) if reads == Reads::Nibble && bits <= 5 => pick!(2, 3, Nibble, T5),
-                    (2, 4) if reads == Reads::Nibble && bits <= 6 => pick!(2, 4, Nibble, T6),
+                    (2, 3) if reads == Reads::Nibble && bits == 5 => pick!(2, 3, Nibble, T5),
+                    (2, 4) if reads == Reads::Nibble && bits == 6 => pick!(2, 4, Nibble, T6),
                     (1, 0) => pick!(1, 0, any reads of bits),
                     (1, 1) => pick!(1, 1, any reads of bits),
                     (1, 2) => pick!(1, 2, any reads of bits),
                     (1, 3) => pick!(1, 3, any reads of bits),
-                    // More raw bits leave no index bits for smaller tables.
                     (1, 4) => pick!(1, 4, any reads, T8),
                     (1, _) => pick!(1, 5, any reads, T8),
                     (_, 0) => pick!(2, 0, TwoBytes of bits),
@@ -271,6 +272,7 @@ pub(crate) fn select(isa: Isa, code: Option<&LinearCode>) -> Kernels {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::code::antisymmetric;
     use crate::layout::VECTOR;
     use rand::{Rng, SeedableRng};
     use rand_chacha::ChaCha8Rng;
@@ -289,7 +291,8 @@ mod tests {
                 d[i].iter_mut().for_each(|mask| *mask &= if i < 3 { 0x0F } else { 0 });
             }
         }
-        let levels = (0..positions).map(|_| (0..1 << (raw_bits + index_bits)).map(|_| rng.random_range(-127..=127)).collect()).collect();
+        let mut half = || (0..1 << (raw_bits + index_bits - 1)).map(|_| rng.random_range(-127..=127)).collect::<Vec<i8>>();
+        let levels = (0..positions).map(|_| antisymmetric(&half())).collect();
         LinearCode { path_bits, raw_bits, index_bits, a, c, d, levels, unit: 1.0 }
     }
 

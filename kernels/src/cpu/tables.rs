@@ -31,10 +31,44 @@ impl Map {
     }
 }
 
+/// Indices as kernels look them up. A level is the negative of that at the complement, so half a table is enough: where the highest bit is set, the others
+/// are complemented and it says that the level is to be negated. That is linear too, and part of the maps.
+struct Folded {
+    /// Of an index.
+    bits: usize,
+    /// Of a look-up; the highest negates.
+    look_up_bits: usize,
+}
+
+impl Folded {
+    fn index(&self, index: u8) -> u8 {
+        let ones = (1 << (self.bits - 1)) - 1;
+        let (top, low) = (index >> (self.bits - 1), index & ones);
+        if top == 0 {
+            low
+        } else {
+            low ^ ones | 1 << (self.look_up_bits - 1)
+        }
+    }
+
+    fn map(&self, images: &[u8; 8]) -> Map {
+        Map::new(&images.map(|image| self.index(image)))
+    }
+}
+
+/// Index bits of the look-up in a valid code's levels; kernels for many raw bits exist for full tables only.
+pub(crate) fn look_up_bits(code: &LinearCode) -> usize {
+    if code.path_bits == 1 && code.raw_bits >= 4 {
+        8
+    } else {
+        usize::from(code.index_bits + code.raw_bits)
+    }
+}
+
 /// Everything that a kernel needs of one code.
 #[repr(C, align(64))]
 pub(crate) struct Tables {
-    /// `level + 128` of each row position.
+    /// `level + 128` of each row position, in the order of [`Folded`] indices.
     pub levels: [[u8; 256]; 8],
     /// Current path byte to index, by row position.
     pub current: [Map; 8],
@@ -62,15 +96,16 @@ impl Tables {
         let Some(code) = code else { return tables };
         let index_bits = usize::from(code.index_bits);
         let raw_bits = usize::from(code.raw_bits);
+        let folded = Folded { bits: index_bits + raw_bits, look_up_bits: look_up_bits(code) };
         for position in 0..code.positions() {
             let levels = &code.levels[if code.levels.len() == 1 { 0 } else { position }];
-            for (entry, level) in tables.levels[position].iter_mut().zip(levels.iter().cycle()) {
-                *entry = (i16::from(*level) + 128) as u8;
+            for (index, level) in (0..=u8::MAX).zip(levels) {
+                tables.levels[position][usize::from(folded.index(index))] = (i16::from(*level) + 128) as u8;
             }
-            tables.current[position] = Map::new(&bit_images(&code.a[position]));
-            tables.previous[position] = Map::new(&bit_images(&code.c[position]));
+            tables.current[position] = folded.map(&bit_images(&code.a[position]));
+            tables.previous[position] = folded.map(&bit_images(&code.c[position]));
             if let Some(masks) = code.d.get(position) {
-                tables.older[position] = Map::new(&bit_images(masks));
+                tables.older[position] = folded.map(&bit_images(masks));
             }
         }
         for pair in 0..raw_bits / 2 {
@@ -78,14 +113,14 @@ impl Tables {
                 let mut images = [0; 8];
                 images[6 - 2 * row] = 1 << (index_bits + 2 * pair);
                 images[7 - 2 * row] = 2 << (index_bits + 2 * pair);
-                tables.pairs[pair][row] = Map::new(&images);
+                tables.pairs[pair][row] = folded.map(&images);
             }
         }
         if raw_bits % 2 == 1 {
             for row in 0..8 {
                 let mut images = [0; 8];
                 images[7 - row] = 1 << (index_bits + raw_bits - 1);
-                tables.top[row] = Map::new(&images);
+                tables.top[row] = folded.map(&images);
             }
         }
         tables

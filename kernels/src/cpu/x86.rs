@@ -15,7 +15,7 @@ unsafe fn broadcast16(table: &[u8; 16]) -> __m256i {
     _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()))
 }
 
-/// Look-ups in 16, 32, 64, 128 and 256 entries from sixteenth `at` of a table: shuffles of 16, blended by the index bits above, each moved to
+/// Look-ups in 16, 32, 64 and 128 entries from sixteenth `at` of a table: shuffles of 16, blended by the index bits above, each moved to
 /// bit 7 of its byte. `low` is the index with bit 7 clear: a shuffle gives 0 where it is set.
 macro_rules! look_up {
     ($name:ident, $half:ident, $sixteenths:literal, $shift:literal) => {
@@ -34,7 +34,12 @@ unsafe fn look_up_16(table: &[u8; 256], at: usize, low: __m256i, _index: __m256i
 look_up!(look_up_32, look_up_16, 2, 3);
 look_up!(look_up_64, look_up_32, 4, 2);
 look_up!(look_up_128, look_up_64, 8, 1);
-look_up!(look_up_256, look_up_128, 16, 0);
+
+/// `level + 128` of the opposite level where bit 7 of `by` is set: bytes are negated modulo 256.
+#[inline(always)]
+unsafe fn negate(levels: __m256i, by: __m256i) -> __m256i {
+    _mm256_sign_epi8(levels, _mm256_or_si256(by, _mm256_set1_epi8(1)))
+}
 
 macro_rules! avx2_common {
     () => {
@@ -77,10 +82,10 @@ macro_rules! avx2_common {
         unsafe fn level<const BITS: usize>(table: &[u8; 256], index: __m256i) -> __m256i {
             match BITS {
                 4 => look_up_16(table, 0, index, index),
-                5 => look_up_32(table, 0, index, index),
-                6 => look_up_64(table, 0, index, index),
-                7 => look_up_128(table, 0, index, index),
-                _ => look_up_256(table, 0, _mm256_and_si256(index, _mm256_set1_epi8(15)), index),
+                5 => negate(look_up_16(table, 0, index, index), _mm256_slli_epi16::<3>(index)),
+                6 => negate(look_up_32(table, 0, index, index), _mm256_slli_epi16::<2>(index)),
+                7 => negate(look_up_64(table, 0, index, index), _mm256_slli_epi16::<1>(index)),
+                _ => negate(look_up_128(table, 0, _mm256_and_si256(index, _mm256_set1_epi8(15)), index), index),
             }
         }
         #[inline(always)]

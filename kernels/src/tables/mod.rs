@@ -3,7 +3,7 @@ mod best;
 mod default;
 mod fast;
 
-use crate::code::{CodeSet, LinearCode};
+use crate::code::{antisymmetric, CodeSet, LinearCode};
 use std::sync::Arc;
 
 /// How much work an encoder may spend: which codes a file is written with. Products cost the same but for the larger level tables and the third path byte of
@@ -53,8 +53,7 @@ struct Row {
 
 impl Row {
     fn code(&self) -> LinearCode {
-        let levels = self.levels.iter().rev().map(|l| -l).chain(self.levels.iter().copied()).collect();
-        LinearCode::convolutional(1, self.raw_bits, 3, self.window, self.taps, levels, self.unit)
+        LinearCode::convolutional(1, self.raw_bits, 3, self.window, self.taps, antisymmetric(self.levels), self.unit)
     }
 }
 

@@ -303,10 +303,8 @@ pub(super) unsafe fn forward<V: Lanes>(tables: &Tables, x: &[f32], first: &mut [
         scratch.before.clear();
         scratch.before.extend_from_slice(std::slice::from_raw_parts(old, states));
         let mut capped = false;
-        if t == 1 {
-            // States that the first byte cannot lead to are as dear as can be; every path from one that it does lead to stays cheaper.
-            cap(tables, std::slice::from_raw_parts_mut(entries, tables.positions * tables.entries), HOPELESS / 2);
-        }
+        // States that the first byte cannot lead to are hopeless, and every state must be reached from another.
+        let all = t == 1 && states > 256;
         loop {
             for step in &tables.steps {
                 for row in &step.rows {
@@ -338,9 +336,16 @@ pub(super) unsafe fn forward<V: Lanes>(tables: &Tables, x: &[f32], first: &mut [
             let mut lanes = [0; 32];
             least.store(lanes.as_mut_ptr());
             let least = lanes[..V::LANES].iter().fold(u16::MAX, |a, b| a.min(*b)) & !3;
-            if least == !3 && !capped {
-                cap(tables, std::slice::from_raw_parts_mut(entries, tables.positions * tables.entries), HOPELESS);
-                std::slice::from_raw_parts_mut(old, states).copy_from_slice(&scratch.before);
+            // SAFETY: `old` has room for the states, and is read through the pointer only after the slice is gone.
+            let costs = std::slice::from_raw_parts_mut(old, states);
+            if !capped && (least == !3 || all && costs.iter().any(|cost| cost & !3 == !3)) {
+                let room = if all { HOPELESS / 2 } else { HOPELESS };
+                cap(tables, std::slice::from_raw_parts_mut(entries, tables.positions * tables.entries), room);
+                costs.copy_from_slice(&scratch.before);
+                if all {
+                    let reached = costs.iter_mut().filter(|cost| **cost & !3 != !3);
+                    reached.for_each(|cost| *cost = (*cost).min(HOPELESS as u16 / 2 - 4) & !3 | *cost & 3);
+                }
                 capped = true;
                 continue;
             }
@@ -462,7 +467,7 @@ fn first_byte(tables: &Tables, x: &[f32], first: &mut [u8; 256], squares: &mut [
     costs.fill(u16::MAX);
     for (byte, sum) in (0..=255u8).zip(sums) {
         let state = usize::from(byte) & (costs.len() - 1);
-        let cost = (sum - least).min(HOPELESS / 2 - 4) as u16;
+        let cost = (sum - least).min(HOPELESS - 4) as u16;
         if cost < costs[state] {
             costs[state] = cost;
             first[state] = byte;

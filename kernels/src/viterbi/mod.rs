@@ -138,7 +138,7 @@ unsafe fn forward(isa: Isa, tables: &Tables, x: &[f32], first: &mut [u8; 256], s
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::code::CodeSet;
+    use crate::code::{antisymmetric, CodeSet};
     use crate::tables::Effort;
     use rand::{Rng, SeedableRng};
     use rand_chacha::ChaCha8Rng;
@@ -186,7 +186,8 @@ mod tests {
 
     /// A code of random matrices over two or three path bytes (reading ahead in the byte if `ahead`) with spread-out levels.
     fn random_code(rng: &mut ChaCha8Rng, path_bits: u8, raw_bits: u8, index_bits: u8, bytes: u32, ahead: bool) -> LinearCode {
-        let levels = (0..1 << (raw_bits + index_bits)).map(|_| rng.random_range(-127..=127)).collect();
+        let half: Vec<i8> = (0..1 << (raw_bits + index_bits - 1)).map(|_| rng.random_range(-127..=127)).collect();
+        let levels = antisymmetric(&half);
         let taps: Vec<u16> = (0..index_bits).map(|_| rng.random()).collect();
         let window = rng.random_range(2..=16);
         let mut code = LinearCode::convolutional(path_bits, raw_bits, bytes, window, &taps, levels, 0.02);

@@ -3,7 +3,7 @@ use half::f16;
 use rand::seq::index::sample;
 use rand::Rng;
 use std::sync::Arc;
-use ws_kernels::code::{CodeSet, LinearCode};
+use ws_kernels::code::{antisymmetric, CodeSet, LinearCode};
 use ws_kernels::layout::{pack, Column, Geometry};
 use ws_kernels::packed::{Exception, PackedMatrix, Parts};
 
@@ -21,11 +21,12 @@ pub fn random_code(rng: &mut impl Rng, bits: u8) -> LinearCode {
     if path_bits == 1 && rng.random() {
         // Kernels of their own read the newest 12 path bits.
         let taps: Vec<u16> = (0..index_bits).map(|_| rng.random()).collect();
-        let levels = (0..1 << (raw_bits + index_bits)).map(|_| rng.random_range(-127..=127)).collect();
-        return LinearCode::convolutional(1, raw_bits, 3, 12, &taps, levels, rng.random_range(0.005..0.02));
+        let half: Vec<i8> = (0..1 << (raw_bits + index_bits - 1)).map(|_| rng.random_range(-127..=127)).collect();
+        return LinearCode::convolutional(1, raw_bits, 3, 12, &taps, antisymmetric(&half), rng.random_range(0.005..0.02));
     }
     let tables = if rng.random() { 1 } else { positions };
-    let levels = (0..tables).map(|_| (0..1 << (raw_bits + index_bits)).map(|_| rng.random_range(-127..=127)).collect()).collect();
+    let mut half = || (0..1 << (raw_bits + index_bits - 1)).map(|_| rng.random_range(-127..=127)).collect::<Vec<i8>>();
+    let levels = (0..tables).map(|_| antisymmetric(&half())).collect();
     LinearCode { path_bits, raw_bits, index_bits, a, c, d, levels, unit: rng.random_range(0.005..0.02) }
 }
 
