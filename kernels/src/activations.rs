@@ -43,6 +43,7 @@ impl Activations {
 
     /// Adds `values` (which are used up) as the activations of run `run` of the current token, in run order, column scales applied and padded
     /// with zeros. `factor` is the value of a level.
+    #[inline(always)]
     pub fn push(&mut self, run: usize, lanes: usize, factor: f32, fill: impl FnOnce(&mut Vec<f32>)) {
         let mut values = std::mem::take(&mut self.values);
         values.clear();
@@ -90,6 +91,7 @@ impl Activations {
     }
 
     /// Quantizes `values` and leaves the rest in them.
+    #[inline(always)]
     fn pass(&mut self, run: usize, lanes: usize, values: &mut [f32], largest: f32, factor: f32) {
         /// Adding it rounds to a whole number in the low bits, ties to even, for magnitudes below 2^22.
         const ROUND: f32 = 12_582_912.0;
@@ -108,6 +110,7 @@ impl Activations {
     }
 
     /// Appends one plane of the quantized values. Returns its place and where its integer sums start.
+    #[inline(always)]
     fn plane(&mut self, lanes: usize, part: impl Fn(i32) -> i32) -> (Range<usize>, [i32; 16]) {
         let columns = VECTOR / lanes;
         let from = self.planes.len();
@@ -135,11 +138,13 @@ impl Activations {
 }
 
 /// The low 7 bits as a number from -64 to 63.
+#[inline(always)]
 fn low_part(q: i32) -> i32 {
     ((q + 64) & 127) - 64
 }
 
 /// Largest magnitude (NaN counts as the largest of all) and whether it is an outlier.
+#[inline(always)]
 fn spread(values: &[f32]) -> (f32, bool) {
     // Magnitudes compare like their bits.
     let largest = f32::from_bits(values.iter().map(|v| (v.to_bits() & i32::MAX as u32) as i32).max().unwrap_or(0) as u32);

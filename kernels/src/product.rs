@@ -31,7 +31,7 @@ pub(crate) struct Prepared {
     row_scale: Vec<f32>,
     /// In-features of width 16.
     exact: Vec<u32>,
-    many: usize,
+    isa: Isa,
 }
 
 struct Run {
@@ -77,7 +77,7 @@ impl Prepared {
         let mut row_scale: Vec<f32> = parts.row_scale.iter().map(|s| s.to_f32()).collect();
         row_scale.resize(geometry.padded_rows(), 0.0);
         let exact = (0u32..).zip(&parts.widths).filter(|(_, w)| **w == 16).map(|(j, _)| j).collect();
-        Prepared { runs, row_scale, exact, many: many(isa) }
+        Prepared { runs, row_scale, exact, isa }
     }
 }
 
@@ -178,7 +178,31 @@ impl Product<'_> {
         clip(blocks.start)..clip(blocks.end)
     }
 
+    /// Quantizes the tokens of `x` with the instructions of the path: plain Rust, several times as fast where the compiler may use wide vectors.
     fn quantize(&self, x: &[f32], activations: &mut Activations) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            #[target_feature(enable = "avx2")]
+            fn avx2(product: &Product, x: &[f32], activations: &mut Activations) {
+                product.quantize_here(x, activations);
+            }
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+            fn avx512(product: &Product, x: &[f32], activations: &mut Activations) {
+                product.quantize_here(x, activations);
+            }
+            match self.prepared.isa {
+                Isa::Portable => {}
+                // SAFETY: the path was available when the matrix was made.
+                Isa::Avx2 | Isa::Avx2Gfni => return unsafe { avx2(self, x, activations) },
+                // SAFETY: as above.
+                Isa::Avx512 => return unsafe { avx512(self, x, activations) },
+            }
+        }
+        self.quantize_here(x, activations);
+    }
+
+    #[inline(always)]
+    fn quantize_here(&self, x: &[f32], activations: &mut Activations) {
         activations.clear();
         for x in x.chunks_exact(self.parts.widths.len()) {
             for (r, (at, run)) in self.geometry.runs.iter().zip(&self.prepared.runs).enumerate() {
@@ -198,7 +222,7 @@ impl Product<'_> {
         let tokens = x.len() / self.parts.widths.len();
         let x = || x.chunks_exact(self.parts.widths.len()).enumerate();
         let (mut partials, mut sums) = SCRATCH.take();
-        let together = tokens >= self.prepared.many;
+        let together = tokens >= many(self.prepared.isa);
         let runs = if together { self.prepared.runs.len() } else { 0 };
         let planes: Vec<Vec<(usize, Planes)>> = (0..runs).map(|run| activations.run(run, tokens).collect()).collect();
         for b in blocks.clone() {
@@ -218,15 +242,14 @@ impl Product<'_> {
                     unsafe { run.kernels.dot(&block, &planes, &mut partials[t]) };
                 }
             }
-            for lane in 0..lanes {
-                let rows = self.lane_rows(&(b..b + 1), lane);
-                let scales = &self.prepared.row_scale[rows.clone()];
-                for (t, partial) in partials.iter().enumerate() {
+            for (t, partial) in partials.iter().enumerate() {
+                let sums = lane_sums(partial, lanes);
+                for (lane, sums) in sums.iter().enumerate().take(lanes) {
+                    let rows = self.lane_rows(&(b..b + 1), lane);
+                    let scales = &self.prepared.row_scale[rows.clone()];
                     // SAFETY: rows within the matrix; row blocks belong to one task each.
-                    let y = unsafe { output.rows(first + t, rows.clone()) };
-                    for ((y, scale), partial) in y.iter_mut().zip(scales).zip(partial) {
-                        *y = scale * partial[lane * 16 / lanes..(lane + 1) * 16 / lanes].iter().sum::<f32>();
-                    }
+                    let y = unsafe { output.rows(first + t, rows) };
+                    y.iter_mut().zip(scales).zip(sums).for_each(|((y, scale), sum)| *y = scale * sum);
                 }
             }
         }
@@ -255,6 +278,18 @@ impl Product<'_> {
         let end = rows.end;
         exceptions[first..].iter().take_while(move |e| (e.row as usize) < end)
     }
+}
+
+/// The products of the rows of each lane, from those of the 32-bit lanes of a vector.
+fn lane_sums(partial: &Partial, lanes: usize) -> [[f32; 8]; 16] {
+    if lanes == 16 {
+        return std::array::from_fn(|lane| partial.map(|row| row[lane]));
+    }
+    let mut sums = [[0.0; 8]; 16];
+    for (lane, sums) in sums.iter_mut().enumerate().take(lanes) {
+        *sums = partial.map(|row| row[lane * 16 / lanes..(lane + 1) * 16 / lanes].iter().sum());
+    }
+    sums
 }
 
 /// A finite f16 as f32, exactly. Without run-time detection of F16C, so that loops over it vectorize.

@@ -15,10 +15,8 @@ pub(super) trait Vector {
     type Split: Copy;
     /// 16, 32 or 64.
     const BYTES: usize;
-    /// Rows of a block that are summed in registers at once, 4 or 8.
+    /// Rows of a block that are summed in registers at once: 8 where a vector is all 64 bytes, otherwise 4.
     const ROWS: usize;
-    /// Column groups after which a kernel with fewer than all rows and bytes goes back to the others.
-    const TILE: usize;
     /// Index bits of the smallest level table look-up.
     const TABLE_BITS: usize;
 
@@ -184,18 +182,18 @@ pub(super) unsafe fn dot<T: Vector, const PATH: usize, const RAW: usize, const R
     out: &mut Partial,
 ) {
     let mut sums: Sums = [x.start; 8];
-    let mut group = 0;
-    while group < block.groups {
-        let end = block.groups.min(group.saturating_add(T::TILE));
+    if T::BYTES == VECTOR {
+        // Without a loop around it the sums stay in registers from start to end.
+        strip::<T, PATH, RAW, READS, BITS, 0>(block, x, &mut sums, 0..block.groups, 0);
+        add(&sums, x.factor, out);
+        return;
+    }
+    for first in (0..block.groups).step_by(TILE) {
+        let groups = first..block.groups.min(first + TILE);
         for part in 0..VECTOR / T::BYTES {
-            if T::ROWS == 8 {
-                strip::<T, PATH, RAW, READS, BITS, 0>(block, x, &mut sums, group..end, part);
-            } else {
-                strip::<T, PATH, RAW, READS, BITS, 0>(block, x, &mut sums, group..end, part);
-                strip::<T, PATH, RAW, READS, BITS, 4>(block, x, &mut sums, group..end, part);
-            }
+            strip::<T, PATH, RAW, READS, BITS, 0>(block, x, &mut sums, groups.clone(), part);
+            strip::<T, PATH, RAW, READS, BITS, 4>(block, x, &mut sums, groups.clone(), part);
         }
-        group = end;
     }
     add(&sums, x.factor, out);
 }
@@ -209,6 +207,9 @@ fn add(sums: &Sums, factor: f32, out: &mut Partial) {
         }
     }
 }
+
+/// Column groups after which a kernel with fewer than all rows and bytes goes back to the others.
+const TILE: usize = 32;
 
 /// Column groups whose levels are looked up at a time: with the sums of a token they stay in the first-level cache.
 const LOOKED_UP: usize = 32;

@@ -13,7 +13,6 @@ macro_rules! portable {
             type Split = [u8; $bytes];
             const BYTES: usize = $bytes;
             const ROWS: usize = $rows;
-            const TILE: usize = 32;
             const TABLE_BITS: usize = 8;
 
             #[inline(always)]

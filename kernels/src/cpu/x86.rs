@@ -47,7 +47,6 @@ macro_rules! avx2_common {
         type Sums = __m256i;
         const BYTES: usize = 32;
         const ROWS: usize = 4;
-        const TILE: usize = 32;
         const TABLE_BITS: usize = 4;
 
         #[inline(always)]
@@ -153,7 +152,6 @@ impl Vector for Avx512 {
     type Split = __m512i;
     const BYTES: usize = 64;
     const ROWS: usize = 8;
-    const TILE: usize = usize::MAX;
     const TABLE_BITS: usize = 6;
 
     #[inline(always)]
