@@ -113,6 +113,9 @@ pub enum CodeError {
     /// The unit must be a finite positive number.
     #[error("unit is {0}, must be finite and positive")]
     Unit(f32),
+    /// Encoders search scalar and convolutional codes only; kernels read all.
+    #[error("no encoder: rows do not all read the path bits before them in the same way, one a row")]
+    NotConvolutional,
 }
 
 impl LinearCode {

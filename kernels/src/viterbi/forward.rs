@@ -1,21 +1,14 @@
-//! The forward pass of the Viterbi search: the cheapest path to every state, one definition over vectors of any width.
+//! The forward pass of the Viterbi search: the cheapest path to every state, one definition over vectors of any instruction set.
 //!
-//! Path costs are 16-bit: a cost unit is [`Tables::gain`] squared level steps (times 4: the two low bits hold, for the stage to come, the highest
-//! state bits, so that a plain minimum over candidates also says which one won, ties to the lowest). A row's index costs are counted from its cheapest index, and the cheapest state is
-//! brought to 0 after each path byte, so that sums stay in range; what saturates is hopeless. Next to values far out all may saturate: that byte is
-//! searched again with capped costs.
+//! Path costs are 16-bit numbers. What a row's indices cost is counted from its cheapest one and capped, so that the costs of all states lie within
+//! `memory` caps of each other; the cheapest state is brought to 0 after every path byte. So sums need no saturation.
 use super::lanes::Lanes;
-use super::trellis::{stages, SettledRow, Stage};
-use crate::code::{IndexTables, LinearCode};
+use super::trellis::{taps, Phase, Trellis, LANES, LANE_BITS};
+use crate::code::{CodeError, LinearCode};
 
-/// Cost of the worst index, before the two low bits.
-const TOP: f32 = 16383.0;
-
-/// Cost at which sums saturate.
-const HOPELESS: u32 = 4 * TOP as u32;
-
-/// Target of the mean spread of path costs, relative to [`TOP`].
-const MEAN_SPREAD: f32 = 0.25;
+/// The cap of a row's costs, in mean costs of a random index of a Gaussian row. Half and twice as much change the errors of `docs/codes.md` by less
+/// than 0.02 %.
+const CAP: f32 = 8.0;
 
 /// Inputs are clamped to so many level steps.
 const FARTHEST: f32 = 1000.0;
@@ -27,143 +20,58 @@ const MIDDLE: f32 = 32768.0;
 /// A 64-byte line: costs are kept aligned.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
-struct Line([u16; 32]);
+struct Line([u16; LANES]);
 
 /// Working memory of an encoder; grows to the longest column, free to be used with any code.
 #[derive(Debug, Clone, Default)]
 pub struct Scratch {
-    costs: [Vec<Line>; 2],
+    costs: Vec<Line>,
     branches: Vec<Line>,
+    entries: Vec<u16>,
     squares: Vec<f32>,
-    decisions: Vec<u16>,
-    /// Costs before the byte at hand.
-    before: Vec<u16>,
-}
-
-impl Scratch {
-    /// Of the last column, by byte.
-    pub(super) fn decisions(&self) -> &[u16] {
-        &self.decisions
-    }
-}
-
-/// A row position that a stage settles.
-struct Row {
-    position: usize,
-    /// Levels as [`place`] gives them, `[raw][entry]`; entries are `[representative][lane]`, the index being `representative ^ index of the lane`.
-    levels: Vec<u16>,
-    entries: usize,
-    /// An entry of every index.
-    entry: Vec<u16>,
-    /// Lane exchanges that make all costs vectors of a representative from one.
-    exchanges: Vec<usize>,
-    /// The row's first costs vector among the stage's.
-    first_branch: usize,
-    /// Where among the stage's costs each vector of words finds its own, the candidates of one vector of states side by side.
-    branches: Vec<u32>,
-}
-
-/// A [`Stage`] for one vector width.
-struct Step {
-    stage: Stage,
-    rows: Vec<Row>,
-    /// Bits that the next stage takes off.
-    tag_bits: u32,
-    /// Where its decisions start in those of a byte.
-    decisions: usize,
+    /// One bit a state and row, by address: the oldest bit of the cheaper predecessor.
+    decisions: Vec<u32>,
 }
 
 /// What the search needs of a code.
 pub(super) struct Tables {
-    lanes: usize,
-    positions: usize,
+    trellis: Trellis,
     unit: f32,
+    /// Most that an index costs in a row.
+    cap: u16,
     /// Cost units a squared level step.
     gain: f32,
-    index: IndexTables,
-    steps: Vec<Step>,
-    /// 16-bit words of decisions a byte.
-    decisions: usize,
-    /// Costs vectors of the step that needs most.
-    branches: usize,
-    /// Most entries of a row.
-    entries: usize,
+    /// Of each phase: levels as [`place`] gives them, `[raw][entry]`; entries are `[representative][lane]`, the index being
+    /// `representative ^ lanes[lane]`.
+    levels: Vec<Vec<u16>>,
 }
 
 impl Tables {
-    pub(super) fn new(code: &LinearCode, lanes: usize) -> Self {
-        let stages = stages(code);
-        let tags: Vec<u32> = stages.iter().map(|s| s.reduce).cycle().skip(1).take(stages.len()).collect();
-        let mut tables = Tables {
-            lanes,
-            positions: code.positions(),
-            unit: code.unit,
-            gain: gain(code, &stages),
-            index: IndexTables::new(code),
-            steps: Vec::new(),
-            decisions: 0,
-            branches: 0,
-            entries: 0,
+    pub(super) fn new(code: &LinearCode) -> Result<Self, CodeError> {
+        let trellis = Trellis::new(&taps(code).ok_or(CodeError::NotConvolutional)?, code.index_bits);
+        // All states are reached from the first one within `memory` rows, and the search begins with the others as far behind.
+        let cap = (u32::from(u16::MAX - 1) / (trellis.memory + trellis.memory.max(8)) as u32) as u16;
+        let levels = |phase: &Phase| {
+            let entries = phase.representatives.iter().flat_map(|r| phase.lanes.map(|lane| usize::from(r ^ lane)));
+            let place_of = |raw: usize, index: usize| place(f32::from(code.levels[0][raw << code.index_bits | index]));
+            (0..1 << code.raw_bits).flat_map(|raw| entries.clone().map(move |index| place_of(raw, index))).collect()
         };
-        for (stage, tag_bits) in stages.into_iter().zip(tags) {
-            let mut branches = 0;
-            let rows: Vec<Row> = stage.rows.iter().map(|row| Row::new(code, &stage, row, lanes, &mut branches)).collect();
-            tables.branches = tables.branches.max(branches);
-            tables.entries = rows.iter().map(|r| r.entries).fold(tables.entries, usize::max);
-            let vectors: usize = (1 << stage.next_bits()) / lanes;
-            let decisions = tables.decisions;
-            if stage.reduce > 0 {
-                tables.decisions += vectors.div_ceil(8) * lanes;
-            }
-            tables.steps.push(Step { stage, rows, tag_bits, decisions });
-        }
-        tables
+        let levels = trellis.phases.iter().map(levels).collect();
+        Ok(Tables { levels, unit: code.unit, cap, gain: f32::from(cap) / (CAP * mean_cost(code)), trellis })
     }
 
-    /// Most bits of a word: the window that the code really has.
+    /// Path bits that a row reads.
     pub(super) fn window(&self) -> u32 {
-        self.steps.iter().map(|s| s.stage.word_bits()).max().unwrap_or(0)
+        self.trellis.window
+    }
+
+    fn states(&self) -> usize {
+        self.trellis.vectors() * LANES
     }
 }
 
-impl Row {
-    fn new(code: &LinearCode, stage: &Stage, row: &SettledRow, lanes: usize, branches: &mut usize) -> Self {
-        let indices = 1usize << code.index_bits;
-        let of_lane: Vec<usize> = (0..lanes).map(|l| row.index(l).into()).collect();
-        let exchanges: Vec<usize> = (0..lanes).filter(|&l| !of_lane[..l].contains(&of_lane[l])).collect();
-        let first_branch = *branches;
-        let (mut representatives, mut entry, mut branch) = (Vec::new(), vec![u16::MAX; indices], vec![0; indices]);
-        for index in 0..indices {
-            if entry[index] != u16::MAX {
-                continue;
-            }
-            for &lane in &exchanges {
-                entry[index ^ of_lane[lane]] = (representatives.len() * lanes + lane) as u16;
-                branch[index ^ of_lane[lane]] = (*branches * lanes) as u32;
-                *branches += 1;
-            }
-            representatives.push(index);
-        }
-        let table = &code.levels[if code.levels.len() == 1 { 0 } else { row.position }];
-        let index_of_entry: Vec<usize> = representatives.iter().flat_map(|r| of_lane.iter().map(move |l| r ^ l)).collect();
-        let level = |raw: usize, index: usize| place(f32::from(table[raw << code.index_bits | index]));
-        let words = 1usize << stage.word_bits();
-        let word_of = |v: usize| ((v & ((1 << stage.reduce) - 1)) << stage.next_bits()) + (v >> stage.reduce) * lanes;
-        Row {
-            position: row.position,
-            levels: (0..1 << code.raw_bits).flat_map(|raw| index_of_entry.iter().map(move |index| level(raw, *index))).collect(),
-            entries: index_of_entry.len(),
-            entry,
-            exchanges,
-            first_branch,
-            branches: (0..words / lanes).map(|v| branch[usize::from(row.index(word_of(v)))]).collect(),
-        }
-    }
-}
-
-/// Cost units a squared level step: the mean cost of as many random indices as a state remembers is [`MEAN_SPREAD`] of the range.
-fn gain(code: &LinearCode, stages: &[Stage]) -> f32 {
-    let remembered = stages.iter().map(Stage::word_bits).max().unwrap_or(0) / u32::from(code.path_bits);
+/// Mean over Gaussian rows of what a random index costs more than the best one, in squared level steps.
+fn mean_cost(code: &LinearCode) -> f32 {
     let indices = 1usize << code.index_bits;
     let sigma = 1.0 / code.unit;
     let (mut sum, mut mass) = (0.0, 0.0);
@@ -179,13 +87,12 @@ fn gain(code: &LinearCode, stages: &[Stage]) -> f32 {
         sum += weight * costs.iter().map(|c| c - least).sum::<f32>() / indices as f32;
         mass += weight;
     }
-    let mean = (sum / mass).max(1e-3);
-    MEAN_SPREAD * TOP / (mean * remembered as f32)
+    (sum / mass).max(1e-3)
 }
 
 /// Where a value in level steps stands among the numbers that are compared.
 #[inline(always)]
-pub(super) fn place(steps: f32) -> u16 {
+fn place(steps: f32) -> u16 {
     (steps.clamp(-FARTHEST, FARTHEST) * FRACTIONS + MIDDLE).round() as u16
 }
 
@@ -199,278 +106,172 @@ fn lesser(a: f32, b: f32) -> f32 {
     }
 }
 
-/// Costs of one row's entries in multiples of 4; the cheapest is 0. A row without a value (NaN) costs nothing.
+/// Costs of one row's entries; the cheapest is 0. `y`: where the row's value stands.
 #[inline(always)]
-fn entry_costs(tables: &Tables, row: &Row, x: f32, squares: &mut [f32], costs: &mut [u16]) {
-    if x.is_nan() {
-        costs.fill(0);
-        return;
-    }
-    let y = place(x / tables.unit);
+fn entry_costs(tables: &Tables, levels: &[u16], y: u16, squares: &mut [f32], costs: &mut [u16]) {
+    let step = costs.len() / 16;
     // Whole chunks: bounds known to the compiler make these loops vector code without masks.
     let squares = squares.as_chunks_mut::<16>().0;
-    let levels = row.levels.as_chunks::<16>().0;
+    let levels = levels.as_chunks::<16>().0;
+    let mut least = [f32::INFINITY; 16];
     for (chunk, squares) in squares.iter_mut().enumerate() {
         let (mut nearest, mut at) = ([u16::MAX; 16], chunk);
         while at < levels.len() {
             nearest = std::array::from_fn(|i| nearest[i].min(levels[at][i].abs_diff(y)));
-            at += row.entries / 16;
+            at += step;
         }
         *squares = std::array::from_fn(|i| {
             let distance = f32::from(nearest[i]) * (1.0 / FRACTIONS);
             distance * distance
         });
+        least = std::array::from_fn(|i| lesser(squares[i], least[i]));
     }
-    let least = squares.iter().fold([f32::INFINITY; 16], |least, part| std::array::from_fn(|i| lesser(part[i], least[i])));
     let least: [f32; 8] = std::array::from_fn(|i| lesser(least[i], least[i + 8]));
     let least: [f32; 4] = std::array::from_fn(|i| lesser(least[i], least[i + 4]));
     let least = lesser(lesser(least[0], least[2]), lesser(least[1], least[3]));
+    let cap = f32::from(tables.cap);
     for (costs, squares) in costs.as_chunks_mut::<16>().0.iter_mut().zip(squares) {
         *costs = squares.map(|square| {
-            let scaled = lesser((square - least) * tables.gain + 0.5, TOP);
-            // SAFETY: 0.5 to TOP.
-            (unsafe { scaled.to_int_unchecked::<i32>() } as u16) << 2
+            let scaled = lesser((square - least) * tables.gain + 0.5, cap);
+            // SAFETY: 0.5 to the cap.
+            unsafe { scaled.to_int_unchecked::<i32>() as u16 }
         });
     }
 }
 
-/// [`entry_costs`] of a byte's rows, `tables.entries` apart.
-#[inline(always)]
-fn byte_costs(tables: &Tables, x: &[f32], squares: &mut [f32], costs: &mut [u16]) {
-    for row in tables.steps.iter().flat_map(|step| &step.rows) {
-        let costs = &mut costs[row.position * tables.entries..][..row.entries];
-        entry_costs(tables, row, x[row.position], &mut squares[..row.entries], costs);
-    }
-}
-
-/// Caps the costs of a byte's rows so that even the dearest path through the byte costs no more than `room`.
-fn cap(tables: &Tables, costs: &mut [u16], mut room: u32) {
-    let of = |row: &Row| row.position * tables.entries..row.position * tables.entries + row.entries;
-    let rows = tables.steps.iter().flat_map(|step| &step.rows);
-    let mut dearest: Vec<u16> = rows.clone().map(|row| costs[of(row)].iter().copied().max().unwrap_or(0)).collect();
-    dearest.sort_unstable();
-    let mut cap = 0;
-    for (i, cost) in dearest.iter().map(|&cost| u32::from(cost)).enumerate() {
-        cap = room / (dearest.len() - i) as u32;
-        if cost > cap {
-            break;
-        }
-        room -= cost;
-    }
-    for row in rows {
-        costs[of(row)].iter_mut().for_each(|cost| *cost = (*cost).min(cap as u16 & !3));
-    }
-}
-
-/// Flat view of lines.
-fn words(lines: &mut Vec<Line>, count: usize) -> *mut u16 {
-    let needed = count.div_ceil(32);
-    if lines.len() < needed {
-        lines.resize(needed, Line([0; 32]));
+/// Room for `count` vectors.
+fn vectors(lines: &mut Vec<Line>, count: usize) -> *mut u16 {
+    if lines.len() < count {
+        lines.resize(count, Line([0; LANES]));
     }
     lines.as_mut_ptr().cast()
 }
 
-/// Runs the trellis over all bytes of a column. Returns the cheapest last state; `scratch` then holds the decisions.
+/// Runs the trellis over all rows of a column, from the state of zero bits. Returns the address of the cheapest last state; `scratch` then holds the decisions.
 ///
 /// # Safety
-/// The CPU must have the instruction set of `V`, which must have `tables.lanes` lanes.
+/// The CPU must have the instruction set of `V`.
 #[inline(always)]
-pub(super) unsafe fn forward<V: Lanes>(tables: &Tables, x: &[f32], first: &mut [u8; 256], scratch: &mut Scratch) -> usize {
-    debug_assert_eq!(tables.lanes, V::LANES);
-    let most_states = 1usize << tables.steps.iter().map(|s| s.stage.state_bits.max(s.stage.next_bits())).max().unwrap_or(0);
-    let bytes = x.len() / tables.positions;
-    scratch.squares.resize(tables.entries.max(scratch.squares.len()), 0.0);
-    scratch.decisions.resize(scratch.decisions.len().max(bytes * tables.decisions), 0);
-    let branches = words(&mut scratch.branches, tables.branches * V::LANES + tables.positions * tables.entries);
-    let mut old = words(&mut scratch.costs[0], most_states);
-    let mut new = words(&mut scratch.costs[1], most_states);
-    // The rows' own entries stand behind the costs vectors, those of a byte side by side.
-    let entries = branches.add(tables.branches * V::LANES);
-    let states = 1usize << tables.steps[0].stage.state_bits;
-
-    // SAFETY: `old` has room for the states.
-    let start = std::slice::from_raw_parts_mut(old, states);
-    first_byte(tables, &x[..tables.positions], first, &mut scratch.squares, start);
-    let tag_shift = tables.steps[0].stage.state_bits - tables.steps[0].stage.reduce;
-    for (state, cost) in start.iter_mut().enumerate() {
-        *cost = *cost & !3 | (state >> tag_shift) as u16;
-    }
-    for (t, x) in x.chunks_exact(tables.positions).enumerate().skip(1) {
-        let decisions = scratch.decisions.as_mut_ptr().add(t * tables.decisions);
-        // SAFETY: `entries` has room for every position, and is read through the pointer only after the slice is gone.
-        byte_costs(tables, x, &mut scratch.squares, std::slice::from_raw_parts_mut(entries, tables.positions * tables.entries));
-        scratch.before.clear();
-        scratch.before.extend_from_slice(std::slice::from_raw_parts(old, states));
-        let mut capped = false;
-        // States that the first byte cannot lead to are hopeless, and every state must be reached from another.
-        let all = t == 1 && states > 256;
-        loop {
-            for step in &tables.steps {
-                for row in &step.rows {
-                    spread::<V>(row, entries.add(row.position * tables.entries), branches);
-                }
-                let decisions = decisions.add(step.decisions);
-                match (step.rows.len(), step.stage.extend, step.stage.reduce) {
-                    (1, 1, 0) => advance::<V, 1, 1, 1>(step, old, new, branches, decisions),
-                    (1, 1, 1) => advance::<V, 1, 1, 2>(step, old, new, branches, decisions),
-                    (1, 1, _) => advance::<V, 1, 1, 4>(step, old, new, branches, decisions),
-                    (1, _, 0) => advance::<V, 1, 2, 1>(step, old, new, branches, decisions),
-                    (1, _, 1) => advance::<V, 1, 2, 2>(step, old, new, branches, decisions),
-                    (1, _, _) => advance::<V, 1, 2, 4>(step, old, new, branches, decisions),
-                    (_, 0, 0 | 1) => advance::<V, 8, 0, 2>(step, old, new, branches, decisions),
-                    (_, 0, _) => advance::<V, 8, 0, 4>(step, old, new, branches, decisions),
-                    (_, 1, 0) => advance::<V, 8, 1, 1>(step, old, new, branches, decisions),
-                    (_, 1, 1) => advance::<V, 8, 1, 2>(step, old, new, branches, decisions),
-                    (_, 1, _) => advance::<V, 8, 1, 4>(step, old, new, branches, decisions),
-                    (_, _, 0) => advance::<V, 8, 2, 1>(step, old, new, branches, decisions),
-                    (_, _, 1) => advance::<V, 8, 2, 2>(step, old, new, branches, decisions),
-                    (_, _, _) => advance::<V, 8, 2, 4>(step, old, new, branches, decisions),
-                }
-                std::mem::swap(&mut old, &mut new);
+pub(super) unsafe fn forward<V: Lanes>(tables: &Tables, x: &[f32], scratch: &mut Scratch) -> usize {
+    let trellis = &tables.trellis;
+    let most_entries = trellis.phases.iter().map(Phase::entries).max().unwrap_or(0);
+    scratch.squares.resize(most_entries.max(scratch.squares.len()), 0.0);
+    scratch.entries.resize((8 * most_entries).max(scratch.entries.len()), 0);
+    scratch.decisions.resize(scratch.decisions.len().max(x.len() * trellis.vectors()), 0);
+    let branches = vectors(&mut scratch.branches, trellis.most_branches());
+    let costs = vectors(&mut scratch.costs, trellis.vectors());
+    // SAFETY: there is room for the states.
+    let start = std::slice::from_raw_parts_mut(costs, tables.states());
+    start.fill(tables.cap * trellis.memory as u16 + 1);
+    start[0] = 0;
+    let mut decisions = scratch.decisions.as_mut_ptr();
+    let mut oldest = 0;
+    for x in x.as_chunks::<8>().0 {
+        // Costs of eight rows before their steps: each is a chain of operations that wait for each other, and so they overlap.
+        let places = x.map(|x| place(x / tables.unit));
+        let mut bit = oldest;
+        for ((x, y), entries) in x.iter().zip(places).zip(scratch.entries.chunks_exact_mut(most_entries)) {
+            let entries = &mut entries[..trellis.phases[bit].entries()];
+            if x.is_nan() {
+                // A row without a value costs nothing.
+                entries.fill(0);
+            } else {
+                entry_costs(tables, &tables.levels[bit], y, &mut scratch.squares[..entries.len()], entries);
             }
-            let mut least = V::splat(u16::MAX);
-            for v in (0..states).step_by(V::LANES) {
-                least = least.min(V::load(old.add(v)));
-            }
-            let mut lanes = [0; 32];
-            least.store(lanes.as_mut_ptr());
-            let least = lanes[..V::LANES].iter().fold(u16::MAX, |a, b| a.min(*b)) & !3;
-            // SAFETY: `old` has room for the states, and is read through the pointer only after the slice is gone.
-            let costs = std::slice::from_raw_parts_mut(old, states);
-            if !capped && (least == !3 || all && costs.iter().any(|cost| cost & !3 == !3)) {
-                let room = if all { HOPELESS / 2 } else { HOPELESS };
-                cap(tables, std::slice::from_raw_parts_mut(entries, tables.positions * tables.entries), room);
-                costs.copy_from_slice(&scratch.before);
-                if all {
-                    let reached = costs.iter_mut().filter(|cost| **cost & !3 != !3);
-                    reached.for_each(|cost| *cost = (*cost).min(HOPELESS as u16 / 2 - 4) & !3 | *cost & 3);
-                }
-                capped = true;
-                continue;
-            }
-            let least = V::splat(least);
-            for v in (0..states).step_by(V::LANES) {
-                V::load(old.add(v)).sub(least).store(old.add(v));
-            }
-            break;
+            bit = if bit + 1 == trellis.memory { 0 } else { bit + 1 };
         }
+        for entries in scratch.entries.chunks_exact(most_entries).take(8) {
+            let phase = &trellis.phases[oldest];
+            spread::<V>(phase, entries, branches);
+            match (phase.far, oldest) {
+                (Some(far), _) => across::<V>(phase, far, costs, branches, decisions),
+                (None, 0) => within::<V, 0>(phase, costs, branches, decisions),
+                (None, 1) => within::<V, 1>(phase, costs, branches, decisions),
+                (None, 2) => within::<V, 2>(phase, costs, branches, decisions),
+                (None, 3) => within::<V, 3>(phase, costs, branches, decisions),
+                (None, _) => within::<V, 4>(phase, costs, branches, decisions),
+            }
+            decisions = decisions.add(trellis.vectors());
+            oldest = if oldest + 1 == trellis.memory { 0 } else { oldest + 1 };
+        }
+        rebase::<V>(costs, trellis.vectors());
     }
-    let end = std::slice::from_raw_parts(old, states);
-    (0..states).min_by_key(|&state| end[state] & !3).unwrap_or(0)
+    let end = std::slice::from_raw_parts(costs, tables.states());
+    (0..end.len()).min_by_key(|&state| end[state]).unwrap_or(0)
 }
 
-/// Makes the costs vectors of all representatives and lane exchanges from a row's entries.
+/// Makes all branch vectors from a row's entries.
 #[inline(always)]
-unsafe fn spread<V: Lanes>(row: &Row, entries: *const u16, branches: *mut u16) {
-    let mut out = branches.add(row.first_branch * V::LANES);
-    for representative in (0..row.entries).step_by(V::LANES) {
-        let costs = V::load(entries.add(representative));
-        for &by in &row.exchanges {
+unsafe fn spread<V: Lanes>(phase: &Phase, entries: &[u16], branches: *mut u16) {
+    let mut out = branches;
+    for representative in 0..phase.representatives.len() {
+        let costs = V::load(entries.as_ptr().add(representative * LANES));
+        for &by in &phase.exchanges {
             costs.exchange(by).store(out);
-            out = out.add(V::LANES);
+            out = out.add(LANES);
         }
     }
 }
 
-/// Two-bit tags in every lane.
-static TAGS: [Line; 4] = [Line([0; 32]), Line([1; 32]), Line([2; 32]), Line([3; 32])];
-
-/// One step: `old` states to `new` states. `ROWS` is 1 if the step settles exactly one row, otherwise 8; `CANDIDATES` is `2^reduce`.
+/// A step whose oldest bit is one of the vectors' numbers: states of two vectors become those of the same two.
 #[inline(always)]
-unsafe fn advance<V: Lanes, const ROWS: usize, const EXTEND: u32, const CANDIDATES: usize>(
-    step: &Step,
-    old: *const u16,
-    new: *mut u16,
-    branches: *const u16,
-    mut decisions: *mut u16,
-) {
-    let next_bits = step.stage.next_bits();
-    let vectors = (1usize << next_bits) / V::LANES;
-    let stride = 1usize << (next_bits - EXTEND);
-    let tag_shift = next_bits - step.tag_bits - V::LANES.ilog2();
-    let one = if ROWS == 1 { step.rows[0].branches.as_ptr() } else { std::ptr::null() };
-    let candidate = |k: usize, v: usize| {
-        let mut cost = V::expand::<EXTEND>(old.add(k * stride + v * (V::LANES >> EXTEND)));
-        let word = v * CANDIDATES + k;
-        if ROWS == 1 {
-            return cost.add(V::load(branches.add(*one.add(word) as usize)));
-        }
-        for row in &step.rows {
-            cost = cost.add(V::load(branches.add(*row.branches.as_ptr().add(word) as usize)));
-        }
-        cost
-    };
-    let mut v = 0;
-    while v < vectors {
-        let mut tags = V::splat(0);
-        for _ in 0..(vectors - v).min(8) {
-            let best = match CANDIDATES {
-                1 => candidate(0, v),
-                2 => candidate(0, v).min(candidate(1, v)),
-                _ => candidate(0, v).min(candidate(1, v)).min(candidate(2, v).min(candidate(3, v))),
-            };
-            if CANDIDATES > 1 {
-                tags = tags.push_tag(best);
-            }
-            best.retag(V::load(TAGS[v >> tag_shift & 3].0.as_ptr())).store(new.add(v * V::LANES));
-            v += 1;
-        }
-        if CANDIDATES > 1 {
-            tags.store(decisions);
-            decisions = decisions.add(V::LANES);
+unsafe fn across<V: Lanes>(phase: &Phase, far: usize, costs: *mut u16, branches: *const u16, decisions: *mut u32) {
+    for group in &phase.groups {
+        let [[n00, n01], [n10, n11]] = group.branches;
+        let (b00, b01) = (V::load(branches.add(n00 * LANES)), V::load(branches.add(n01 * LANES)));
+        let (b10, b11) = (V::load(branches.add(n10 * LANES)), V::load(branches.add(n11 * LANES)));
+        for &v in phase.members.get_unchecked(group.members.clone()) {
+            let (near, far) = (usize::from(v), usize::from(v) + far);
+            let (old0, old1) = (V::load(costs.add(near * LANES)), V::load(costs.add(far * LANES)));
+            let (best, decision) = old0.add(b00).choose(old1.add(b01));
+            best.store(costs.add(near * LANES));
+            decisions.add(near).write(decision);
+            let (best, decision) = old0.add(b10).choose(old1.add(b11));
+            best.store(costs.add(far * LANES));
+            decisions.add(far).write(decision);
         }
     }
 }
 
-/// Follows the decisions back from the last state and gives the path.
-pub(super) fn trace_back(tables: &Tables, mut state: usize, first: &[u8; 256], decisions: &[u16], path: &mut [u8]) {
-    let lane_bits = tables.lanes.ilog2();
-    for t in (1..path.len()).rev() {
-        let (mut byte, mut bit) = (0, 0);
-        for step in tables.steps.iter().rev() {
-            let stage = &step.stage;
-            let mut word = state;
-            if stage.reduce > 0 {
-                let (vector, lane) = (state >> lane_bits, state & (tables.lanes - 1));
-                let group = vector / 8;
-                let last = ((1 << stage.next_bits() >> lane_bits) - 1).min(group * 8 + 7);
-                let tags = decisions[t * tables.decisions + step.decisions + group * tables.lanes + lane];
-                word |= (usize::from(tags >> (2 * (last - vector))) & ((1 << stage.reduce) - 1)) << stage.next_bits();
-            }
-            byte |= (word & ((1 << stage.extend) - 1)) << bit;
-            bit += stage.extend;
-            state = word >> stage.extend;
-        }
-        path[t] = byte as u8;
-    }
-    if let Some(byte) = path.first_mut() {
-        *byte = first[state];
-    }
-}
-
-/// Costs of the states after the first byte, whose predecessor is 0, and the cheapest byte that leads to each.
+/// A step whose oldest bit is bit `BIT` of the lanes' numbers.
 #[inline(always)]
-fn first_byte(tables: &Tables, x: &[f32], first: &mut [u8; 256], squares: &mut [f32], costs: &mut [u16]) {
-    let mut sums = [0u32; 256];
-    let mut entries = vec![0; tables.entries];
-    for step in &tables.steps {
-        for row in &step.rows {
-            let entries = &mut entries[..row.entries];
-            entry_costs(tables, row, x[row.position], &mut squares[..row.entries], entries);
-            for (byte, sum) in (0..=255).zip(&mut sums) {
-                *sum += u32::from(entries[usize::from(row.entry[usize::from(tables.index.get(row.position, byte, [0; 2]))])]);
-            }
+unsafe fn within<V: Lanes, const BIT: u32>(phase: &Phase, costs: *mut u16, branches: *const u16, decisions: *mut u32) {
+    for group in &phase.groups {
+        let [n0, n1] = group.branches[0];
+        let (branch0, branch1) = (V::load(branches.add(n0 * LANES)), V::load(branches.add(n1 * LANES)));
+        for &v in phase.members.get_unchecked(group.members.clone()) {
+            let at = usize::from(v);
+            let old = V::load(costs.add(at * LANES));
+            let (best, decision) = old.only::<BIT, false>().add(branch0).choose(old.only::<BIT, true>().add(branch1));
+            best.store(costs.add(at * LANES));
+            decisions.add(at).write(decision);
         }
     }
-    let least = sums.iter().copied().min().unwrap_or(0);
-    costs.fill(u16::MAX);
-    for (byte, sum) in (0..=255u8).zip(sums) {
-        let state = usize::from(byte) & (costs.len() - 1);
-        let cost = (sum - least).min(HOPELESS - 4) as u16;
-        if cost < costs[state] {
-            costs[state] = cost;
-            first[state] = byte;
-        }
+}
+
+/// Brings the cheapest state to 0.
+#[inline(always)]
+unsafe fn rebase<V: Lanes>(costs: *mut u16, vectors: usize) {
+    let mut least = V::splat(u16::MAX);
+    for v in 0..vectors {
+        least = least.min(V::load(costs.add(v * LANES)));
+    }
+    let mut lanes = [0; LANES];
+    least.store(lanes.as_mut_ptr());
+    let least = V::splat(lanes.into_iter().fold(u16::MAX, u16::min));
+    for v in 0..vectors {
+        V::load(costs.add(v * LANES)).sub(least).store(costs.add(v * LANES));
+    }
+}
+
+/// Follows the decisions back from the last state and gives the path, first row of a byte highest.
+pub(super) fn trace_back(tables: &Tables, mut state: usize, scratch: &Scratch, path: &mut [u8]) {
+    let trellis = &tables.trellis;
+    path.fill(0);
+    for row in (0..8 * path.len()).rev() {
+        let bit = row % trellis.memory;
+        path[row / 8] |= ((state >> bit & 1) as u8) << (7 - row % 8);
+        let decision = scratch.decisions[row * trellis.vectors() + (state >> LANE_BITS)] >> (state & (LANES - 1)) & 1;
+        state = state & !(1 << bit) | (decision as usize) << bit;
     }
 }

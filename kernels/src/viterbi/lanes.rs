@@ -1,34 +1,28 @@
-//! Vectors of 16-bit path costs.
+//! Vectors of 16-bit path costs: 32 lanes on every instruction set.
+use super::trellis::LANES;
 
-/// Path costs of `LANES` neighbouring states.
+/// Path costs of [`LANES`] neighbouring states.
 ///
 /// # Safety
 /// All functions: the CPU must have the instruction set, and pointers must be valid for what they read or write (unaligned).
 pub(super) trait Lanes: Copy {
-    /// 16 or 32.
-    const LANES: usize;
-
     unsafe fn load(p: *const u16) -> Self;
     unsafe fn store(self, p: *mut u16);
     unsafe fn splat(v: u16) -> Self;
-    /// Lane `l` is `p[l >> EXTEND]`, `EXTEND` 0, 1 or 2.
-    unsafe fn expand<const EXTEND: u32>(p: *const u16) -> Self;
     /// Lane `l` is lane `l ^ by` of `self`.
     unsafe fn exchange(self, by: usize) -> Self;
-    /// Saturating sum.
+    /// Lane `l` is the lane of `self` whose number has bit `BIT` set if `SET` and clear if not, and is `l` otherwise.
+    unsafe fn only<const BIT: u32, const SET: bool>(self) -> Self;
     unsafe fn add(self, other: Self) -> Self;
-    /// Saturating difference.
     unsafe fn sub(self, other: Self) -> Self;
     unsafe fn min(self, other: Self) -> Self;
-    /// `self` with its two low bits replaced by those of `tag`, which has no others.
-    unsafe fn retag(self, tag: Self) -> Self;
-    /// `self` shifted left by two, the two low bits of `tagged` moved in.
-    unsafe fn push_tag(self, tagged: Self) -> Self;
+    /// The minimum, and a bit for each lane: 1 where `other` is less.
+    unsafe fn choose(self, other: Self) -> (Self, u32);
 }
 
-/// 16 lanes of plain Rust.
+/// Plain Rust.
 #[derive(Clone, Copy)]
-pub(super) struct Portable([u16; 16]);
+pub(super) struct Portable([u16; LANES]);
 
 impl Portable {
     #[inline(always)]
@@ -38,47 +32,42 @@ impl Portable {
 }
 
 impl Lanes for Portable {
-    const LANES: usize = 16;
-
     #[inline(always)]
     unsafe fn load(p: *const u16) -> Self {
-        Portable(p.cast::<[u16; 16]>().read())
+        Portable(p.cast::<[u16; LANES]>().read_unaligned())
     }
     #[inline(always)]
     unsafe fn store(self, p: *mut u16) {
-        p.cast::<[u16; 16]>().write(self.0)
+        p.cast::<[u16; LANES]>().write_unaligned(self.0)
     }
     #[inline(always)]
     unsafe fn splat(v: u16) -> Self {
-        Portable([v; 16])
-    }
-    #[inline(always)]
-    unsafe fn expand<const EXTEND: u32>(p: *const u16) -> Self {
-        Portable(std::array::from_fn(|l| p.add(l >> EXTEND).read()))
+        Portable([v; LANES])
     }
     #[inline(always)]
     unsafe fn exchange(self, by: usize) -> Self {
-        Portable(std::array::from_fn(|l| self.0[l ^ by & 15]))
+        Portable(std::array::from_fn(|l| self.0[(l ^ by) % LANES]))
+    }
+    #[inline(always)]
+    unsafe fn only<const BIT: u32, const SET: bool>(self) -> Self {
+        Portable(std::array::from_fn(|l| self.0[l & !(1 << BIT) | usize::from(SET) << BIT]))
     }
     #[inline(always)]
     unsafe fn add(self, other: Self) -> Self {
-        self.map(other, u16::saturating_add)
+        self.map(other, u16::wrapping_add)
     }
     #[inline(always)]
     unsafe fn sub(self, other: Self) -> Self {
-        self.map(other, u16::saturating_sub)
+        self.map(other, u16::wrapping_sub)
     }
     #[inline(always)]
     unsafe fn min(self, other: Self) -> Self {
         self.map(other, u16::min)
     }
     #[inline(always)]
-    unsafe fn retag(self, tag: Self) -> Self {
-        self.map(tag, |v, tag| v & !3 | tag)
-    }
-    #[inline(always)]
-    unsafe fn push_tag(self, tagged: Self) -> Self {
-        self.map(tagged, |v, tagged| v << 2 | tagged & 3)
+    unsafe fn choose(self, other: Self) -> (Self, u32) {
+        let less = (0..LANES).fold(0, |bits, l| bits | u32::from(other.0[l] < self.0[l]) << l);
+        (self.min(other), less)
     }
 }
 
@@ -87,28 +76,28 @@ pub(super) use x86::{Avx2, Avx512};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::Lanes;
+    use super::{Lanes, LANES};
     use std::arch::x86_64::*;
 
-    /// 16 lanes.
+    /// Lanes 0 to 15 and 16 to 31.
     #[derive(Clone, Copy)]
-    pub(in super::super) struct Avx2(__m256i);
-    /// 32 lanes.
+    pub(in super::super) struct Avx2([__m256i; 2]);
+    /// One register.
     #[derive(Clone, Copy)]
     pub(in super::super) struct Avx512(__m512i);
 
     /// Row `by`: lane `l` holds `l ^ by`.
-    static EXCHANGE: [[u16; 32]; 32] = {
-        let mut table = [[0; 32]; 32];
+    static EXCHANGE: [[u16; LANES]; LANES] = {
+        let mut table = [[0; LANES]; LANES];
         let mut i = 0;
-        while i < 32 * 32 {
-            table[i / 32][i % 32] = ((i / 32) ^ (i % 32)) as u16;
+        while i < LANES * LANES {
+            table[i / LANES][i % LANES] = ((i / LANES) ^ (i % LANES)) as u16;
             i += 1;
         }
         table
     };
     /// The same as a byte shuffle within 8 words.
-    static EXCHANGE_HALVES: [[u8; 16]; 8] = {
+    static EXCHANGE_EIGHT: [[u8; 16]; 8] = {
         let mut table = [[0; 16]; 8];
         let mut i = 0;
         while i < 8 * 16 {
@@ -118,72 +107,97 @@ mod x86 {
         table
     };
 
-    impl Lanes for Avx2 {
-        const LANES: usize = 16;
+    /// The byte shuffle within 8 words of [`Lanes::only`], for bits 0 to 2.
+    const fn only_eight(bit: u32, set: bool) -> [u8; 16] {
+        let mut table = [0; 16];
+        let mut i = 0;
+        while i < 16 {
+            let lane = (i / 2) & !(1 << bit) | (set as usize) << bit;
+            table[i] = (2 * lane + i % 2) as u8;
+            i += 1;
+        }
+        table
+    }
 
+    /// An instruction for both halves. A macro, since closures do not have the instruction set of the function that they are in.
+    macro_rules! both {
+        ($instruction:ident, $a:expr, $b:expr) => {
+            Avx2([$instruction($a.0[0], $b.0[0]), $instruction($a.0[1], $b.0[1])])
+        };
+    }
+
+    impl Avx2 {
+        /// [`Lanes::exchange`] within a half.
+        #[inline(always)]
+        unsafe fn exchange_half(v: __m256i, by: usize) -> __m256i {
+            let words = _mm256_broadcastsi128_si256(_mm_loadu_si128(EXCHANGE_EIGHT[by & 7].as_ptr().cast()));
+            _mm256_shuffle_epi8(if by & 8 == 0 { v } else { _mm256_permute4x64_epi64::<0x4E>(v) }, words)
+        }
+
+        /// [`Lanes::only`] within a half.
+        #[inline(always)]
+        unsafe fn only_half<const BIT: u32, const SET: bool>(v: __m256i) -> __m256i {
+            match (BIT, SET) {
+                (3, false) => _mm256_permute4x64_epi64::<0x44>(v),
+                (3, true) => _mm256_permute4x64_epi64::<0xEE>(v),
+                _ => {
+                    let words = const { only_eight(BIT, SET) };
+                    _mm256_shuffle_epi8(v, _mm256_broadcastsi128_si256(_mm_loadu_si128(words.as_ptr().cast())))
+                }
+            }
+        }
+    }
+
+    impl Lanes for Avx2 {
         #[inline(always)]
         unsafe fn load(p: *const u16) -> Self {
-            Avx2(_mm256_loadu_si256(p.cast()))
+            Avx2([_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(16).cast())])
         }
         #[inline(always)]
         unsafe fn store(self, p: *mut u16) {
-            _mm256_storeu_si256(p.cast(), self.0)
+            _mm256_storeu_si256(p.cast(), self.0[0]);
+            _mm256_storeu_si256(p.add(16).cast(), self.0[1]);
         }
         #[inline(always)]
         unsafe fn splat(v: u16) -> Self {
-            Avx2(_mm256_set1_epi16(v as i16))
-        }
-        #[inline(always)]
-        unsafe fn expand<const EXTEND: u32>(p: *const u16) -> Self {
-            Avx2(match EXTEND {
-                0 => _mm256_loadu_si256(p.cast()),
-                1 => {
-                    let pairs = _mm256_setr_epi8(
-                        0, 1, 0, 1, 2, 3, 2, 3, 4, 5, 4, 5, 6, 7, 6, 7, //
-                        8, 9, 8, 9, 10, 11, 10, 11, 12, 13, 12, 13, 14, 15, 14, 15,
-                    );
-                    _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128(p.cast())), pairs)
-                }
-                _ => {
-                    let fours = _mm256_setr_epi8(
-                        0, 1, 0, 1, 0, 1, 0, 1, 2, 3, 2, 3, 2, 3, 2, 3, //
-                        4, 5, 4, 5, 4, 5, 4, 5, 6, 7, 6, 7, 6, 7, 6, 7,
-                    );
-                    _mm256_shuffle_epi8(_mm256_set1_epi64x(p.cast::<i64>().read_unaligned()), fours)
-                }
-            })
+            Avx2([_mm256_set1_epi16(v as i16); 2])
         }
         #[inline(always)]
         unsafe fn exchange(self, by: usize) -> Self {
-            let v = if by & 8 == 0 { self.0 } else { _mm256_permute4x64_epi64::<0x4E>(self.0) };
-            let words = _mm256_broadcastsi128_si256(_mm_loadu_si128(EXCHANGE_HALVES[by & 7].as_ptr().cast()));
-            Avx2(_mm256_shuffle_epi8(v, words))
+            let [low, high] = self.0;
+            let (low, high) = if by & 16 == 0 { (low, high) } else { (high, low) };
+            Avx2([Self::exchange_half(low, by), Self::exchange_half(high, by)])
+        }
+        #[inline(always)]
+        unsafe fn only<const BIT: u32, const SET: bool>(self) -> Self {
+            if BIT == 4 {
+                return Avx2([self.0[usize::from(SET)]; 2]);
+            }
+            let [low, high] = self.0;
+            Avx2([Self::only_half::<BIT, SET>(low), Self::only_half::<BIT, SET>(high)])
         }
         #[inline(always)]
         unsafe fn add(self, other: Self) -> Self {
-            Avx2(_mm256_adds_epu16(self.0, other.0))
+            both!(_mm256_add_epi16, self, other)
         }
         #[inline(always)]
         unsafe fn sub(self, other: Self) -> Self {
-            Avx2(_mm256_subs_epu16(self.0, other.0))
+            both!(_mm256_sub_epi16, self, other)
         }
         #[inline(always)]
         unsafe fn min(self, other: Self) -> Self {
-            Avx2(_mm256_min_epu16(self.0, other.0))
+            both!(_mm256_min_epu16, self, other)
         }
         #[inline(always)]
-        unsafe fn retag(self, tag: Self) -> Self {
-            Avx2(_mm256_or_si256(_mm256_andnot_si256(_mm256_set1_epi16(3), self.0), tag.0))
-        }
-        #[inline(always)]
-        unsafe fn push_tag(self, tagged: Self) -> Self {
-            Avx2(_mm256_or_si256(_mm256_slli_epi16(self.0, 2), _mm256_and_si256(tagged.0, _mm256_set1_epi16(3))))
+        unsafe fn choose(self, other: Self) -> (Self, u32) {
+            let best = self.min(other);
+            let Avx2(own) = both!(_mm256_cmpeq_epi16, best, self);
+            let own = _mm256_permute4x64_epi64::<0xD8>(_mm256_packs_epi16(own[0], own[1]));
+            (best, !_mm256_movemask_epi8(own) as u32)
         }
     }
 
     impl Lanes for Avx512 {
-        const LANES: usize = 32;
-
         #[inline(always)]
         unsafe fn load(p: *const u16) -> Self {
             Avx512(_mm512_loadu_si512(p.cast()))
@@ -197,51 +211,37 @@ mod x86 {
             Avx512(_mm512_set1_epi16(v as i16))
         }
         #[inline(always)]
-        unsafe fn expand<const EXTEND: u32>(p: *const u16) -> Self {
-            Avx512(match EXTEND {
-                0 => _mm512_loadu_si512(p.cast()),
-                1 => {
-                    let words = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
-                    _mm512_or_si512(words, _mm512_slli_epi32::<16>(words))
-                }
+        unsafe fn exchange(self, by: usize) -> Self {
+            Avx512(_mm512_permutexvar_epi16(_mm512_loadu_si512(EXCHANGE[by % LANES].as_ptr().cast()), self.0))
+        }
+        #[inline(always)]
+        unsafe fn only<const BIT: u32, const SET: bool>(self) -> Self {
+            Avx512(match (BIT, SET) {
+                (3, false) => _mm512_shuffle_i64x2::<0b10_10_00_00>(self.0, self.0),
+                (3, true) => _mm512_shuffle_i64x2::<0b11_11_01_01>(self.0, self.0),
+                (4, false) => _mm512_shuffle_i64x2::<0b01_00_01_00>(self.0, self.0),
+                (4, true) => _mm512_shuffle_i64x2::<0b11_10_11_10>(self.0, self.0),
                 _ => {
-                    let fours = _mm512_set_epi64(
-                        0x0F0E_0F0E_0F0E_0F0E,
-                        0x0D0C_0D0C_0D0C_0D0C,
-                        0x0B0A_0B0A_0B0A_0B0A,
-                        0x0908_0908_0908_0908,
-                        0x0706_0706_0706_0706,
-                        0x0504_0504_0504_0504,
-                        0x0302_0302_0302_0302,
-                        0x0100_0100_0100_0100,
-                    );
-                    _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(p.cast())), fours)
+                    let words = const { only_eight(BIT, SET) };
+                    _mm512_shuffle_epi8(self.0, _mm512_broadcast_i32x4(_mm_loadu_si128(words.as_ptr().cast())))
                 }
             })
         }
         #[inline(always)]
-        unsafe fn exchange(self, by: usize) -> Self {
-            Avx512(_mm512_permutexvar_epi16(_mm512_loadu_si512(EXCHANGE[by & 31].as_ptr().cast()), self.0))
-        }
-        #[inline(always)]
         unsafe fn add(self, other: Self) -> Self {
-            Avx512(_mm512_adds_epu16(self.0, other.0))
+            Avx512(_mm512_add_epi16(self.0, other.0))
         }
         #[inline(always)]
         unsafe fn sub(self, other: Self) -> Self {
-            Avx512(_mm512_subs_epu16(self.0, other.0))
+            Avx512(_mm512_sub_epi16(self.0, other.0))
         }
         #[inline(always)]
         unsafe fn min(self, other: Self) -> Self {
             Avx512(_mm512_min_epu16(self.0, other.0))
         }
         #[inline(always)]
-        unsafe fn retag(self, tag: Self) -> Self {
-            Avx512(_mm512_or_si512(_mm512_andnot_si512(_mm512_set1_epi16(3), self.0), tag.0))
-        }
-        #[inline(always)]
-        unsafe fn push_tag(self, tagged: Self) -> Self {
-            Avx512(_mm512_or_si512(_mm512_slli_epi16::<2>(self.0), _mm512_and_si512(tagged.0, _mm512_set1_epi16(3))))
+        unsafe fn choose(self, other: Self) -> (Self, u32) {
+            (self.min(other), _mm512_cmplt_epu16_mask(other.0, self.0))
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Encoding with linear codes: the path through the trellis with the least squared error (Viterbi 1967; for sources, Marcellin and Fischer 1990,
+//! Encoding with convolutional codes: the path through the trellis with the least squared error (Viterbi 1967; for sources, Marcellin and Fischer 1990,
 //! "Trellis coded quantization of memoryless and Gauss-Markov sources").
 //!
 //! * `trellis`: states and steps, from the matrices of a code.
@@ -18,21 +18,22 @@ use std::sync::Arc;
 
 /// An encoder for columns of one code.
 ///
-/// The search is exact but for the 14-bit costs of paths, which are the same on every instruction set, and so are the bits that come out.
+/// The search is exact but for the 16-bit costs of paths, which are the same on every instruction set, and so are the bits that come out.
 pub struct Encoder {
     code: Arc<LinearCode>,
     index: IndexTables,
     /// Values of the levels, `[position][index][raw]`.
     levels: Vec<f32>,
     /// `None` for scalar codes.
-    trellis: Option<(Tables, Isa)>,
+    trellis: Option<Tables>,
+    isa: Isa,
 }
 
 impl Encoder {
     /// An encoder for this code with the fastest instructions of this CPU, or those that `WSRUN_ISA` names.
     ///
     /// # Errors
-    /// The code is not valid.
+    /// The code is not valid, or neither scalar nor convolutional: one path bit a row, and every row reading the bits before it in the same way.
     pub fn new(code: Arc<LinearCode>) -> Result<Self, CodeError> {
         Self::with_isa(code, isa().unwrap_or_else(|_| Isa::best()))
     }
@@ -40,20 +41,19 @@ impl Encoder {
     /// An encoder with the instructions of this path.
     ///
     /// # Errors
-    /// The code is not valid.
+    /// As for [`Encoder::new`].
     ///
     /// # Panics
     /// If this CPU cannot run the path.
     pub fn with_isa(code: Arc<LinearCode>, isa: Isa) -> Result<Self, CodeError> {
         assert!(isa.is_available(), "this CPU cannot run {}", isa.name());
         code.validate()?;
-        let lanes = if isa == Isa::Avx512 { 32 } else { 16 };
-        let trellis = (!code.is_scalar()).then(|| (Tables::new(&code, lanes), isa));
+        let trellis = if code.is_scalar() { None } else { Some(Tables::new(&code)?) };
         let candidates = |index: u8| (0..1 << code.raw_bits).map(move |raw| (index, raw));
         let pairs = || (0..=u8::MAX >> (8 - code.index_bits)).flat_map(candidates);
         let level = |position: usize, (index, raw)| code.unit * f32::from(code.level(position, index, raw));
         let levels = (0..code.positions()).flat_map(|position| pairs().map(move |pair| level(position, pair))).collect();
-        Ok(Encoder { index: IndexTables::new(&code), levels, trellis, code })
+        Ok(Encoder { index: IndexTables::new(&code), levels, trellis, isa, code })
     }
 
     /// The code.
@@ -61,9 +61,9 @@ impl Encoder {
         &self.code
     }
 
-    /// Path bits that the search compares at once, 9 to 16; 0 for scalar codes. A row costs at most `2^window` branches.
+    /// Path bits that a row reads; 0 for scalar codes. A row costs `2^window` branches.
     pub fn window(&self) -> u32 {
-        self.trellis.as_ref().map_or(0, |(tables, _)| tables.window())
+        self.trellis.as_ref().map_or(0, Tables::window)
     }
 
     /// Encodes `x` (one value of about unit variance a padded row, a multiple of 8; NaN for a row that does not matter, which padding should be) and
@@ -72,15 +72,12 @@ impl Encoder {
     /// # Panics
     /// If `x` is not a multiple of 8 long or `values` has another length.
     pub fn encode(&self, x: &[f32], values: &mut [f32], scratch: &mut Scratch) -> Column {
-        let Some((tables, isa)) = &self.trellis else { return encode_scalar(&self.code, x, values) };
+        let Some(tables) = &self.trellis else { return encode_scalar(&self.code, x, values) };
         assert!(x.len().is_multiple_of(8) && x.len() == values.len(), "lengths {} and {}", x.len(), values.len());
-        let mut path = vec![0; x.len() / self.code.positions()];
-        if !path.is_empty() {
-            let mut first = [0; 256];
-            // SAFETY: the path was available when the encoder was made.
-            let state = unsafe { forward(*isa, tables, x, &mut first, scratch) };
-            forward::trace_back(tables, state, &first, scratch.decisions(), &mut path);
-        }
+        let mut path = vec![0; x.len() / 8];
+        // SAFETY: the path was available when the encoder was made.
+        let state = unsafe { forward(self.isa, tables, x, scratch) };
+        forward::trace_back(tables, state, scratch, &mut path);
         let raw = self.settle(x, &path, values);
         Column { path, raw }
     }
@@ -112,27 +109,27 @@ impl Encoder {
 /// The forward pass with the instructions of a path.
 ///
 /// # Safety
-/// The CPU must have them, and `tables` must be made for their lanes.
-unsafe fn forward(isa: Isa, tables: &Tables, x: &[f32], first: &mut [u8; 256], scratch: &mut Scratch) -> usize {
+/// The CPU must have them.
+unsafe fn forward(isa: Isa, tables: &Tables, x: &[f32], scratch: &mut Scratch) -> usize {
     #[cfg(target_arch = "x86_64")]
     {
         #[target_feature(enable = "avx2")]
-        unsafe fn avx2(tables: &Tables, x: &[f32], first: &mut [u8; 256], scratch: &mut Scratch) -> usize {
-            forward::forward::<lanes::Avx2>(tables, x, first, scratch)
+        unsafe fn avx2(tables: &Tables, x: &[f32], scratch: &mut Scratch) -> usize {
+            forward::forward::<lanes::Avx2>(tables, x, scratch)
         }
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-        unsafe fn avx512(tables: &Tables, x: &[f32], first: &mut [u8; 256], scratch: &mut Scratch) -> usize {
-            forward::forward::<lanes::Avx512>(tables, x, first, scratch)
+        unsafe fn avx512(tables: &Tables, x: &[f32], scratch: &mut Scratch) -> usize {
+            forward::forward::<lanes::Avx512>(tables, x, scratch)
         }
         match isa {
             Isa::Portable => {}
-            Isa::Avx2 | Isa::Avx2Gfni => return avx2(tables, x, first, scratch),
-            Isa::Avx512 => return avx512(tables, x, first, scratch),
+            Isa::Avx2 | Isa::Avx2Gfni => return avx2(tables, x, scratch),
+            Isa::Avx512 => return avx512(tables, x, scratch),
         }
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = isa;
-    forward::forward::<lanes::Portable>(tables, x, first, scratch)
+    forward::forward::<lanes::Portable>(tables, x, scratch)
 }
 
 #[cfg(test)]
@@ -184,17 +181,13 @@ mod tests {
         (0..count).map(|_| one() as f32).collect()
     }
 
-    /// A code of random matrices over two or three path bytes (reading ahead in the byte if `ahead`) with spread-out levels.
-    fn random_code(rng: &mut ChaCha8Rng, path_bits: u8, raw_bits: u8, index_bits: u8, bytes: u32, ahead: bool) -> LinearCode {
+    /// A code of random taps over two or three path bytes with spread-out levels.
+    fn random_code(rng: &mut ChaCha8Rng, raw_bits: u8, index_bits: u8, bytes: u32) -> LinearCode {
         let half: Vec<i8> = (0..1 << (raw_bits + index_bits - 1)).map(|_| rng.random_range(-127..=127)).collect();
         let levels = antisymmetric(&half);
         let taps: Vec<u16> = (0..index_bits).map(|_| rng.random()).collect();
-        let window = rng.random_range(2..=16);
-        let mut code = LinearCode::convolutional(path_bits, raw_bits, bytes, window, &taps, levels, 0.02);
-        if ahead {
-            code.a.iter_mut().flatten().for_each(|mask| *mask = rng.random());
-        }
-        code
+        let window = rng.random_range(2..=if bytes == 2 { 9 } else { 16 });
+        LinearCode::convolutional(1, raw_bits, bytes, window, &taps, levels, 0.02)
     }
 
     #[test]
@@ -233,6 +226,24 @@ mod tests {
     }
 
     #[test]
+    fn other_codes_are_refused() {
+        let code = CodeSet::trellis(Effort::Default).get(2).unwrap().clone();
+        let refused = |change: fn(&mut LinearCode)| {
+            let mut code = LinearCode::clone(&code);
+            change(&mut code);
+            code.validate().unwrap();
+            assert_eq!(Encoder::new(Arc::new(code)).err(), Some(CodeError::NotConvolutional));
+        };
+        refused(|code| code.a[2][0] ^= 1);
+        refused(|code| code.c[5][1] ^= 8);
+        refused(|code| code.d[0][0] ^= 8);
+        refused(|code| code.levels = vec![code.levels[0].clone(); 8]);
+        refused(|code| *code = LinearCode::convolutional(2, 0, 2, 8, &[3, 5, 9], antisymmetric(&[1, 2, 3, 4]), 0.5));
+        // Two path bytes show nine bits to the first row only.
+        refused(|code| *code = LinearCode::convolutional(1, 0, 2, 12, &[0xFFF, 5, 9], antisymmetric(&[1, 2, 3, 4]), 0.5));
+    }
+
+    #[test]
     fn a_path_is_found_whatever_a_column_begins_with() {
         // Most states cannot be reached yet, and values far out make those that can as dear.
         let mut rng = ChaCha8Rng::seed_from_u64(3);
@@ -258,10 +269,9 @@ mod tests {
         let mut rng = ChaCha8Rng::seed_from_u64(1);
         for case in 0..40 {
             let three = case % 5 == 0;
-            let path_bits = rng.random_range(1..=if three { 1 } else { 2 });
-            let raw_bits = rng.random_range(0..=if three { 1 } else { 4 - path_bits });
+            let raw_bits = rng.random_range(0..=if three { 1 } else { 3 });
             let index_bits = rng.random_range(2..=8 - raw_bits);
-            let code = Arc::new(random_code(&mut rng, path_bits, raw_bits, index_bits, if three { 3 } else { 2 }, case % 4 == 0));
+            let code = Arc::new(random_code(&mut rng, raw_bits, index_bits, if three { 3 } else { 2 }));
             // All pairs of bytes times all bytes take a while.
             let rows = rng.random_range(1..if three { 40 } else { 100usize });
             let mut x = gaussian(&mut rng, rows);

@@ -1,112 +1,130 @@
-//! The trellis of a linear code: states, their reductions and the rows that each step settles, derived from the matrices.
+//! The trellis of a convolutional code, laid out so that the search works in place.
 //!
-//! Path bits are counted in time: bit `u` of the current byte, first row first, is at time `u`, those of the byte before at `u - 8`, those of the
-//! one before that at `u - 16`. After row
-//! position `i` the times below `path_bits (i + 1)` are known, and the state is the newest of them that any row to come still reads.
+//! A state is the newest `memory` path bits. They stay where they are while they age: the step of row `t` replaces the oldest of them, bit
+//! `t mod memory` of a state's address, by the newest, as a fast Fourier transform in place does (Rader 1981, "Memory management in a Viterbi decoder"). So a step reads and
+//! writes the same two states, and what differs from step to step is which address bit has which age: that is a [`Phase`].
 use crate::code::{bit_images, LinearCode};
 
-/// A trellis has at least so many state bits, so that the candidates of any step fill vectors of 32 states.
-const FEWEST_STATE_BITS: u32 = 7;
+/// States of a vector of path costs, neighbours in their addresses.
+pub(super) const LANES: usize = 32;
+pub(super) const LANE_BITS: usize = LANES.ilog2() as usize;
 
-/// Most bits that one stage can take out of the words: its decision is stored in two bits.
-const MOST_REDUCED_BITS: u32 = 2;
-
-/// One step through the trellis: states get `extend` new low bits and become words, the words pay for the rows that they settle, and of all words
-/// that differ in their `reduce` highest bits alone the cheapest survives.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Stage {
-    /// Bits of the states before.
-    pub state_bits: u32,
-    /// New path bits.
-    pub extend: u32,
-    /// Bits taken off.
-    pub reduce: u32,
-    /// Row positions whose index the words determine.
-    pub rows: Vec<SettledRow>,
-}
-
-/// A row position and how its index depends on the words of a stage.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct SettledRow {
-    /// Row position in the path byte.
-    pub position: usize,
-    /// Index contribution of each word bit, lowest (newest) first.
-    pub images: Vec<u8>,
-}
-
-impl Stage {
-    pub(super) fn word_bits(&self) -> u32 {
-        self.state_bits + self.extend
+/// Index contributions of the path bits that a row reads, newest first; `None` if rows differ in that, a row reads bits of rows to come, or
+/// there are two path bits a row.
+pub(super) fn taps(code: &LinearCode) -> Option<Vec<u8>> {
+    if code.path_bits != 1 || code.levels.len() != 1 {
+        return None;
     }
-
-    pub(super) fn next_bits(&self) -> u32 {
-        self.word_bits() - self.reduce
-    }
-}
-
-impl SettledRow {
-    /// The index of a word.
-    pub(super) fn index(&self, word: usize) -> u8 {
-        self.images.iter().enumerate().filter(|(bit, _)| word >> bit & 1 == 1).fold(0, |index, (_, image)| index ^ image)
-    }
-}
-
-/// The times of the first and the last path bit that each row position reads, -16 to 7; `None` where it reads none.
-fn reads(code: &LinearCode) -> Vec<Option<(i32, i32)>> {
-    let joined = |masks: &[u8]| u32::from(masks.iter().fold(0, |all, mask| all | mask));
-    let one = |i: usize| {
-        let older = code.d.get(i).map_or(0, |masks| joined(masks));
-        let word = older << 16 | joined(&code.c[i]) << 8 | joined(&code.a[i]);
-        (word != 0).then(|| (word.leading_zeros() as i32 - 24, 7 - word.trailing_zeros() as i32))
+    let bytes: Vec<_> = [&code.a, &code.c, &code.d].into_iter().filter(|masks| !masks.is_empty()).collect();
+    // Of row position `i`: bit `age` is the path bit of `age` rows before, those of rows to come stand at the end.
+    let row = |i: usize| {
+        let images: Vec<u8> = bytes.iter().flat_map(|masks| bit_images(&masks[i])).collect();
+        let (later, mut seen) = (images[..7 - i].to_vec(), images[7 - i..].to_vec());
+        seen.resize(8 * bytes.len(), 0);
+        (later, seen)
     };
-    (0..code.positions()).map(one).collect()
+    let mut taps = row(0).1;
+    if (0..8).map(row).any(|(later, seen)| later.iter().any(|image| *image != 0) || seen != taps) {
+        return None;
+    }
+    taps.truncate(taps.iter().rposition(|image| *image != 0).map_or(1, |last| last + 1));
+    Some(taps)
 }
 
-/// The stages of one path byte of a valid code. Before the first and after the last the state is the newest 7 or 8 bits of a whole byte, or up to 16 of two.
-pub(super) fn stages(code: &LinearCode) -> Vec<Stage> {
-    let path_bits = i32::from(code.path_bits);
-    let positions = code.positions() as i32;
-    let reads = reads(code);
-    let settled_at = |row: i32| row.max(reads[row as usize].map_or(0, |(_, last)| last.div_euclid(path_bits)));
-    let state_bits_after = |position: i32| {
-        let known = path_bits * (position + 1);
-        let first = |row: i32| reads[row as usize].map_or(known, |(first, _)| first);
-        let here = (0..positions).filter(|&row| settled_at(row) > position).map(first);
-        let next = (0..positions).map(|row| first(row) + 8);
-        let oldest = here.chain(next).fold(known, i32::min);
-        ((known - oldest) as u32).max(FEWEST_STATE_BITS)
-    };
-    let mut stages = Vec::new();
-    let mut state_bits = state_bits_after(positions - 1);
-    for position in 0..positions {
-        let known = path_bits * (position + 1);
-        let (mut extend, next_bits) = (path_bits as u32, state_bits_after(position));
-        let mut rows: Vec<SettledRow> = (0..positions)
-            .filter(|&row| settled_at(row) == position)
-            .map(|row| {
-                let current = bit_images(&code.a[row as usize]);
-                let previous = bit_images(&code.c[row as usize]);
-                let older = code.d.get(row as usize).map_or([0; 8], |masks| bit_images(masks));
-                let image = |time: i32| match time {
-                    0.. => current[(7 - time) as usize],
-                    -8..0 => previous[(-1 - time) as usize],
-                    -16..-8 => older[(-9 - time) as usize],
-                    _ => 0,
-                };
-                let images = (0..(state_bits + extend) as i32).map(|bit| image(known - 1 - bit)).collect();
-                SettledRow { position: row as usize, images }
-            })
-            .collect();
-        loop {
-            let reduce = (state_bits + extend - next_bits).min(MOST_REDUCED_BITS);
-            let stage = Stage { state_bits, extend, reduce, rows: std::mem::take(&mut rows) };
-            state_bits = stage.next_bits();
-            extend = 0;
-            stages.push(stage);
-            if state_bits == next_bits {
-                break;
+/// States and the phases of their addresses.
+pub(super) struct Trellis {
+    /// Bits of a state.
+    pub memory: usize,
+    /// The phase of row `t` is `phases[t % memory]`.
+    pub phases: Vec<Phase>,
+    /// Path bits that a row reads.
+    pub window: u32,
+}
+
+/// What a step does, in vectors of states and of branch costs. A branch vector of index `i` holds the costs of `i ^ lanes[l]` in lanes `l`.
+pub(super) struct Phase {
+    /// Index contribution of the lanes: of their address bits, the newest bit being the one to come if it is among them.
+    pub lanes: [u8; LANES],
+    /// Indices whose branch vectors are made from entries, one for each coset of the lanes' span.
+    pub representatives: Vec<u8>,
+    /// Lane exchanges that make all branch vectors of a representative from the first: that of `representative ^ lanes[by]`, in this order.
+    pub exchanges: Vec<usize>,
+    /// Vectors of states that share branch vectors.
+    pub groups: Vec<Group>,
+    /// The members of all groups.
+    pub members: Vec<u16>,
+    /// Vectors from a state of oldest bit 0 to that of 1; `None` where that bit is among the lanes.
+    pub far: Option<usize>,
+}
+
+/// Vectors of states that share branch vectors.
+pub(super) struct Group {
+    /// Numbers of the branch vectors of oldest bit 0 and 1; with the newest bit in the vectors' numbers those for 0 come first, then those for 1.
+    pub branches: [[usize; 2]; 2],
+    /// Where [`Phase::members`] has the vectors, those of oldest bit 0.
+    pub members: std::ops::Range<usize>,
+}
+
+impl Trellis {
+    pub(super) fn new(taps: &[u8], index_bits: u8) -> Self {
+        // At least two vectors of states.
+        let memory = (taps.len() - 1).max(LANE_BITS + 1);
+        let mut images = taps.to_vec();
+        images.resize(memory + 1, 0);
+        let phases = (0..memory).map(|oldest| Phase::new(&images, index_bits, oldest)).collect();
+        Trellis { memory, phases, window: taps.len() as u32 }
+    }
+
+    /// Vectors of states.
+    pub(super) fn vectors(&self) -> usize {
+        1 << (self.memory - LANE_BITS)
+    }
+
+    /// Most branch vectors of a phase.
+    pub(super) fn most_branches(&self) -> usize {
+        self.phases.iter().map(|p| p.representatives.len() * p.exchanges.len()).max().unwrap_or(0)
+    }
+}
+
+impl Phase {
+    /// Entries that all branch vectors are made from.
+    pub(super) fn entries(&self) -> usize {
+        self.representatives.len() * LANES
+    }
+
+    /// `images`: index contributions by age; `oldest`: the address bit that holds the oldest bit.
+    fn new(images: &[u8], index_bits: u8, oldest: usize) -> Self {
+        let memory = images.len() - 1;
+        let (newest, oldest_image) = (images[0], images[memory]);
+        // The address bit `oldest` stands for the newest bit once the step is done.
+        let image = |bit: usize| images[(memory + oldest - bit) % memory];
+        let contribution = |address: usize| (0..memory).filter(|bit| address >> bit & 1 == 1).fold(0, |index, bit| index ^ image(bit));
+        let lanes: [u8; LANES] = std::array::from_fn(contribution);
+        let exchanges: Vec<usize> = (0..LANES).filter(|&l| !lanes[..l].contains(&lanes[l])).collect();
+        let mut representatives = Vec::new();
+        let mut branch = vec![None; 1 << index_bits];
+        for index in 0..1u8 << index_bits {
+            if branch[usize::from(index)].is_none() {
+                for (n, &by) in exchanges.iter().enumerate() {
+                    branch[usize::from(index ^ lanes[by])] = Some(representatives.len() * exchanges.len() + n);
+                }
+                representatives.push(index);
             }
         }
+        let far = oldest.checked_sub(LANE_BITS).map(|bit| 1 << bit);
+        let first: Vec<usize> = (0..1 << (memory - LANE_BITS)).filter(|v| far.is_none_or(|far| v & far == 0)).collect();
+        let mut by_branches = std::collections::BTreeMap::<_, Vec<u16>>::new();
+        for v in first {
+            let index = contribution(v << LANE_BITS);
+            let number = |index: u8| branch[usize::from(index)].expect("every index has a branch vector");
+            let of = |newest: u8| [number(index ^ newest), number(index ^ newest ^ oldest_image)];
+            by_branches.entry([of(0), of(newest)]).or_default().push(v as u16);
+        }
+        let (mut groups, mut members) = (Vec::new(), Vec::new());
+        for (branches, vectors) in by_branches {
+            groups.push(Group { branches, members: members.len()..members.len() + vectors.len() });
+            members.extend(vectors);
+        }
+        Phase { lanes, representatives, exchanges, groups, members, far }
     }
-    stages
 }
