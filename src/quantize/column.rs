@@ -103,9 +103,11 @@ impl Coder {
                 .zip(measure.weight)
                 .map(|((x, q), w)| ((x - q * encoded.stretch) * w).powi(2).min(measure.cap as f32));
             let error = mean(errors, measure.count);
-            if best.as_ref().is_none_or(|(_, least)| error < *least) {
-                best = Some((encoded, error));
+            // The error over stretches has one valley.
+            if best.as_ref().is_some_and(|(_, least)| error >= *least) {
+                break;
             }
+            best = Some((encoded, error));
         }
         best.expect("there is at least one stretch")
     }

@@ -17,7 +17,7 @@ const SEARCH_SHARE: usize = 10;
 /// One of so many of them is chosen for its far entries.
 const FAR_SHARE: usize = 4;
 /// Rounds of that search: each measures every column's error at the last round's lambda.
-const SEARCH_ROUNDS: usize = 3;
+const SEARCH_ROUNDS: usize = 2;
 /// Stored bits of a row scale.
 const ROW_SCALE_BITS: f64 = 16.0;
 /// Full passes at most: another one follows if too few exceptions were foreseen, and what they would have saved is more than this share of the error.
