@@ -1,7 +1,7 @@
 //! Products of a packed matrix: its prepared form, and the integer kernels over row blocks and tokens.
 use crate::activations::Activations;
 use crate::code::CodeSet;
-use crate::cpu::{self, before_first, Block, Isa, Kernels, Partial, Planes, Reads, Sums, Tables};
+use crate::cpu::{self, before_first, Block, Isa, Kernels, Partial, Reads, Scratch, Tables};
 use crate::layout::{Geometry, VECTOR};
 use crate::packed::Parts;
 use half::f16;
@@ -13,13 +13,18 @@ use std::ops::Range;
 /// second, looked up once and for each token: AVX-512 73 and 100 for 4 tokens, 103 and 100 for 8; plain AVX2 29 and 14 for 4.
 fn many(isa: Isa) -> usize {
     match isa {
-        Isa::Avx512 => 8,
+        Isa::Avx512 | Isa::Avx512Amx => 8,
         _ => 2,
     }
 }
 
-/// Tokens that share looked-up levels: their sums stay in the second-level cache.
-const PIECE: usize = 64;
+/// Tokens that share looked-up levels: their sums stay in the second-level cache. With AMX look-ups would otherwise take as long as the products.
+fn piece(isa: Isa) -> usize {
+    match isa {
+        Isa::Avx512Amx => 256,
+        _ => 64,
+    }
+}
 
 /// Weights times tokens below which a product stays on one thread.
 pub(crate) const PARALLEL_WORK: usize = 1 << 18;
@@ -64,7 +69,7 @@ impl Prepared {
             let mut col_scale: Vec<f32> = scales.by_ref().take(run.columns.len()).map(|s| s.to_f32()).collect();
             col_scale.resize(run.groups * per_vector, 0.0);
             Run {
-                kernels: cpu::select(isa, code),
+                kernels: cpu::select(isa, code, geometry.lanes),
                 tables: Tables::new(code),
                 unit: width * VECTOR,
                 last_path: (path_bits - 1) * VECTOR,
@@ -123,15 +128,17 @@ impl Output {
 impl Product<'_> {
     /// `x`: `tokens x in_features`, `y`: `tokens x out_features`.
     pub fn multiply(&self, x: &[f32], tokens: usize, y: &mut [f32]) {
-        thread_local!(static SCRATCH: Cell<Vec<Activations>> = Cell::default());
+        // Of each piece and run.
+        thread_local!(static SCRATCH: Cell<Vec<Vec<Activations>>> = Cell::default());
         let output = Output::new(y, self.parts.out_features);
-        let piece = PIECE * self.parts.widths.len();
+        let piece = piece(self.prepared.isa);
         let mut activations = SCRATCH.take();
-        activations.resize_with(activations.len().max(tokens.div_ceil(PIECE)), Activations::default);
-        x.par_chunks(piece).zip(&mut activations).for_each(|(x, activations)| self.quantize(x, activations));
+        activations.resize_with(activations.len().max(tokens.div_ceil(piece)), Vec::new);
+        let pieces = x.par_chunks(piece * self.parts.widths.len());
+        pieces.zip(&mut activations).for_each(|(x, activations)| self.quantize(x, activations));
         self.for_blocks(tokens, |blocks| {
-            for ((x, activations), n) in x.chunks(piece).zip(&activations).zip(0..) {
-                self.rows(blocks.clone(), n * PIECE, x, activations, &output);
+            for ((x, activations), n) in x.chunks(piece * self.parts.widths.len()).zip(&activations).zip(0..) {
+                self.rows(blocks.clone(), n * piece, x, activations, &output);
             }
         });
         SCRATCH.set(activations);
@@ -179,15 +186,15 @@ impl Product<'_> {
     }
 
     /// Quantizes the tokens of `x` with the instructions of the path: plain Rust, several times as fast where the compiler may use wide vectors.
-    fn quantize(&self, x: &[f32], activations: &mut Activations) {
+    fn quantize(&self, x: &[f32], activations: &mut Vec<Activations>) {
         #[cfg(target_arch = "x86_64")]
         {
             #[target_feature(enable = "avx2")]
-            fn avx2(product: &Product, x: &[f32], activations: &mut Activations) {
+            fn avx2(product: &Product, x: &[f32], activations: &mut Vec<Activations>) {
                 product.quantize_here(x, activations);
             }
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-            fn avx512(product: &Product, x: &[f32], activations: &mut Activations) {
+            fn avx512(product: &Product, x: &[f32], activations: &mut Vec<Activations>) {
                 product.quantize_here(x, activations);
             }
             match self.prepared.isa {
@@ -195,65 +202,62 @@ impl Product<'_> {
                 // SAFETY: the path was available when the matrix was made.
                 Isa::Avx2 | Isa::Avx2Gfni => return unsafe { avx2(self, x, activations) },
                 // SAFETY: as above.
-                Isa::Avx512 => return unsafe { avx512(self, x, activations) },
+                Isa::Avx512 | Isa::Avx512Amx => return unsafe { avx512(self, x, activations) },
             }
         }
         self.quantize_here(x, activations);
     }
 
     #[inline(always)]
-    fn quantize_here(&self, x: &[f32], activations: &mut Activations) {
-        activations.clear();
-        for x in x.chunks_exact(self.parts.widths.len()) {
-            for (r, (at, run)) in self.geometry.runs.iter().zip(&self.prepared.runs).enumerate() {
-                activations.push(r, self.geometry.lanes, run.level, |values| {
+    fn quantize_here(&self, x: &[f32], activations: &mut Vec<Activations>) {
+        let runs = self.geometry.runs.iter().zip(&self.prepared.runs);
+        activations.resize_with(activations.len().max(runs.len()), Activations::default);
+        for ((at, run), activations) in runs.zip(activations) {
+            activations.start(run.col_scale.len(), self.geometry.lanes);
+            for (token, x) in x.chunks_exact(self.parts.widths.len()).enumerate() {
+                activations.push(token, run.level, |values| {
                     values.extend(at.columns.iter().zip(&run.col_scale).map(|(&j, scale)| x[j as usize] * scale));
                     values.resize(run.col_scale.len(), 0.0);
                 });
             }
-            activations.end_token();
+            activations.finish();
         }
     }
 
     /// Row blocks for the tokens from `first` on: by the integer kernels, then exact columns and exceptions.
-    fn rows(&self, blocks: Range<usize>, first: usize, x: &[f32], activations: &Activations, output: &Output) {
-        thread_local!(static SCRATCH: Cell<(Vec<Partial>, Vec<Sums>)> = Cell::default());
+    fn rows(&self, blocks: Range<usize>, first: usize, x: &[f32], activations: &[Activations], output: &Output) {
+        thread_local!(static SCRATCH: Cell<(Vec<Partial>, Scratch)> = Cell::default());
         let lanes = self.geometry.lanes;
         let tokens = x.len() / self.parts.widths.len();
         let x = || x.chunks_exact(self.parts.widths.len()).enumerate();
-        let (mut partials, mut sums) = SCRATCH.take();
+        let (mut partials, mut scratch) = SCRATCH.take();
         let together = tokens >= many(self.prepared.isa);
-        let runs = if together { self.prepared.runs.len() } else { 0 };
-        let planes: Vec<Vec<(usize, Planes)>> = (0..runs).map(|run| activations.run(run, tokens).collect()).collect();
         for b in blocks.clone() {
             partials.clear();
             partials.resize(tokens, [[0.0; 16]; 8]);
-            for (r, run) in self.prepared.runs.iter().enumerate() {
-                let block = self.block(r, b);
+            for (r, (run, activations)) in self.prepared.runs.iter().zip(activations).enumerate() {
+                let (block, x) = (self.block(r, b), activations.inputs());
                 if together {
-                    let planes = &planes[r];
-                    sums.resize(sums.len().max(planes.len()), [[[0; 16]; 2]; 8]);
                     // SAFETY: `block` checked the bounds of the run's codes, and planes cover the run's groups.
-                    unsafe { run.kernels.dot_many(&block, planes, &mut sums[..planes.len()], &mut partials) };
+                    unsafe { run.kernels.dot_many(&block, &x, &mut scratch, &mut partials) };
                     continue;
                 }
-                for (t, planes) in activations.run(r, tokens) {
+                for (n, input) in x.inputs.iter().enumerate() {
                     // SAFETY: as above.
-                    unsafe { run.kernels.dot(&block, &planes, &mut partials[t]) };
+                    unsafe { run.kernels.dot(&block, &x, n, &mut partials[input.token]) };
                 }
             }
             for (t, partial) in partials.iter().enumerate() {
-                let sums = lane_sums(partial, lanes);
-                for (lane, sums) in sums.iter().enumerate().take(lanes) {
+                for lane in 0..lanes {
                     let rows = self.lane_rows(&(b..b + 1), lane);
                     let scales = &self.prepared.row_scale[rows.clone()];
                     // SAFETY: rows within the matrix; row blocks belong to one task each.
                     let y = unsafe { output.rows(first + t, rows) };
-                    y.iter_mut().zip(scales).zip(sums).for_each(|((y, scale), sum)| *y = scale * sum);
+                    y.iter_mut().zip(scales).zip(partial).for_each(|((y, scale), row)| *y = scale * row[lane]);
                 }
             }
         }
-        SCRATCH.set((partials, sums));
+        SCRATCH.set((partials, scratch));
         for lane in 0..lanes {
             let rows = self.lane_rows(&blocks, lane);
             for (t, x) in x() {
@@ -278,18 +282,6 @@ impl Product<'_> {
         let end = rows.end;
         exceptions[first..].iter().take_while(move |e| (e.row as usize) < end)
     }
-}
-
-/// The products of the rows of each lane, from those of the 32-bit lanes of a vector.
-fn lane_sums(partial: &Partial, lanes: usize) -> [[f32; 8]; 16] {
-    if lanes == 16 {
-        return std::array::from_fn(|lane| partial.map(|row| row[lane]));
-    }
-    let mut sums = [[0.0; 8]; 16];
-    for (lane, sums) in sums.iter_mut().enumerate().take(lanes) {
-        *sums = partial.map(|row| row[lane * 16 / lanes..(lane + 1) * 16 / lanes].iter().sum());
-    }
-    sums
 }
 
 /// A finite f16 as f32, exactly. Without run-time detection of F16C, so that loops over it vectorize.

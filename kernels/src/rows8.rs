@@ -1,9 +1,12 @@
 //! 8-bit rows: embedding tables and heads. Row `r` is `scale * scales[r] * q[r][..]`, q int8 in -127..=127.
+use crate::activations::Activations;
 use crate::cpu::{isa, row_dot, RowDot};
+use crate::layout::VECTOR;
 use crate::packed::{check_finite, check_length, check_range, Bytes, PackError};
 use crate::product::{Output, PARALLEL_WORK};
 use half::f16;
 use rayon::prelude::*;
+use std::cell::Cell;
 use std::ops::Range;
 
 /// From this many tokens on, rows are converted once and multiplied as f32.
@@ -102,18 +105,36 @@ impl Rows8 {
         }
     }
 
+    /// Integer products: activations are quantized as for packed matrices.
     fn multiply_few(&self, x: &[f32], y: &mut [f32]) {
+        thread_local!(static SCRATCH: Cell<Activations> = Cell::default());
+        let mut activations = SCRATCH.take();
+        activations.start(self.columns.next_multiple_of(VECTOR), 16);
+        for (token, x) in x.chunks_exact(self.columns).enumerate() {
+            activations.push(token, 1.0, |values| {
+                values.extend_from_slice(x);
+                values.resize(self.columns.next_multiple_of(VECTOR), 0.0);
+            });
+        }
+        activations.finish();
+        let inputs = activations.inputs();
+        y.fill(0.0);
         let piece = if self.rows * self.columns < PARALLEL_WORK { self.rows } else { PIECE };
         let output = Output::new(y, self.rows);
         (0..self.rows.div_ceil(piece)).into_par_iter().for_each(|n| {
             for r in n * piece..self.rows.min((n + 1) * piece) {
                 let q = self.quantized(r);
-                for (t, x) in x.chunks_exact(self.columns).enumerate() {
-                    // SAFETY: every piece has its own rows of the output; the function was chosen for a path that this CPU can run.
-                    unsafe { output.rows(t, r..r + 1)[0] = self.scales[r] * (self.dot)(q, x) };
+                for (n, input) in inputs.inputs.iter().enumerate() {
+                    // SAFETY: every piece has its own rows of the output; the function was chosen for a path that this CPU can run, and planes are
+                    // padded to whole vectors.
+                    unsafe {
+                        let [high, low] = (self.dot)(q, inputs.planes(n));
+                        output.rows(input.token, r..r + 1)[0] += self.scales[r] * input.value(high, low);
+                    }
                 }
             }
         });
+        SCRATCH.set(activations);
     }
 
     /// Pieces of rows are decoded once and multiplied as f32.

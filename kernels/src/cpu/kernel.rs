@@ -72,24 +72,44 @@ impl Block<'_> {
     }
 }
 
-/// Integer sums by row of the block, activation plane and 32-bit lane of the vector.
+/// Integer sums of the levels with 128 added, by row of the block, activation plane and 32-bit lane of the vector.
 pub(crate) type Sums = [[[i32; 16]; 2]; 8];
 
-/// The product of a row block as f32, by row of the block and 32-bit lane of the vector; `16 / lanes` of them make a matrix row.
+/// The product of a row block as f32, by row of the block and lane.
 pub(crate) type Partial = [[f32; 16]; 8];
 
-/// Quantized activations of one run: `x = factor (128 high + low)`.
-pub(crate) struct Planes<'a> {
-    /// High 7-bit plane.
-    pub high: &'a [u8],
-    /// Low 7-bit plane.
-    pub low: &'a [u8],
-    /// Bytes a column group in each plane: 4 or 8 (the columns once for all 16 or 8 lanes) or 64 (once for each lane).
-    pub step: usize,
-    /// Where the integer sums of either plane start: -128 times the sum of its activations, because levels are stored with 128 added.
-    pub start: [[i32; 16]; 2],
+/// Quantized activations of a token by one run: `x = factor (128 high + low)`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Input {
+    /// Which token.
+    pub token: usize,
+    /// What is missing from the integer sums of either plane: -128 times the sum of its activations, because levels are stored with 128 added.
+    pub start: [i32; 2],
     /// Value of an integer sum.
     pub factor: f32,
+}
+
+/// Inputs and their planes.
+#[derive(Clone, Copy)]
+pub(crate) struct Inputs<'a> {
+    pub inputs: &'a [Input],
+    /// `[input][high and low plane][bytes]`, and room for [`TOGETHER`](super::TOGETHER) inputs and a vector behind the last one.
+    pub planes: &'a [u8],
+    /// Bytes of a plane.
+    pub plane: usize,
+    /// Bytes a column group in a plane: 4 or 8 (the columns once for all 16 or 8 lanes) or 64 (once for each lane).
+    pub step: usize,
+    /// Lanes of the matrix.
+    pub lanes: usize,
+}
+
+impl Inputs<'_> {
+    /// High and low plane of an input.
+    #[inline(always)]
+    pub fn planes(&self, input: usize) -> [*const u8; 2] {
+        let high = self.planes[2 * input * self.plane..].as_ptr();
+        [high, high.wrapping_add(self.plane)]
+    }
 }
 
 /// Hides where a reference comes from. Constants are then read from the tables where they are used, as memory operands; otherwise they are
@@ -121,7 +141,7 @@ macro_rules! each_of_four {
 }
 
 /// The row vectors of 4 rows from `R0` of a unit go to `sink` as bytes `level + 128`.
-/// `PATH` is 0 for width 8 and, with `RAW` 0, for levels that [`dot_many`] has looked up; `READS`: a [`Reads`].
+/// `PATH` is 0 for width 8 and, with `RAW` 0, for levels that [`look_up`] has made; `READS`: a [`Reads`].
 #[inline(always)]
 unsafe fn rows4<T: Vector, const PATH: usize, const RAW: usize, const READS: usize, const BITS: usize, const R0: usize>(
     unit: *const u8,
@@ -171,89 +191,98 @@ unsafe fn rows4<T: Vector, const PATH: usize, const RAW: usize, const READS: usi
     });
 }
 
-/// `out += levels * planes` over the whole block. The integer sums, and so the results, are the same for every `T`.
+/// Sums of levels times planes over the whole block; the same for every `T`.
 ///
 /// # Safety
 /// The CPU must have the instruction set; the block's units and previous vectors must be readable, and planes as long as its groups.
 #[inline(always)]
 pub(super) unsafe fn dot<T: Vector, const PATH: usize, const RAW: usize, const READS: usize, const BITS: usize>(
     block: &Block,
-    x: &Planes,
-    out: &mut Partial,
-) {
-    let mut sums: Sums = [x.start; 8];
+    planes: [*const u8; 2],
+    step: usize,
+) -> Sums {
+    let mut sums: Sums = [[[0; 16]; 2]; 8];
     if T::BYTES == VECTOR {
         // Without a loop around it the sums stay in registers from start to end.
-        strip::<T, PATH, RAW, READS, BITS, 0>(block, x, &mut sums, 0..block.groups, 0);
-        add(&sums, x.factor, out);
-        return;
+        strip::<T, PATH, RAW, READS, BITS, 0>(block, planes, step, &mut sums, 0..block.groups, 0);
+        return sums;
     }
     for first in (0..block.groups).step_by(TILE) {
         let groups = first..block.groups.min(first + TILE);
         for part in 0..VECTOR / T::BYTES {
-            strip::<T, PATH, RAW, READS, BITS, 0>(block, x, &mut sums, groups.clone(), part);
-            strip::<T, PATH, RAW, READS, BITS, 4>(block, x, &mut sums, groups.clone(), part);
+            strip::<T, PATH, RAW, READS, BITS, 0>(block, planes, step, &mut sums, groups.clone(), part);
+            strip::<T, PATH, RAW, READS, BITS, 4>(block, planes, step, &mut sums, groups.clone(), part);
         }
     }
-    add(&sums, x.factor, out);
-}
-
-/// `out += factor (128 high + low)`.
-#[inline(always)]
-fn add(sums: &Sums, factor: f32, out: &mut Partial) {
-    for (out, [high, low]) in out.iter_mut().zip(sums) {
-        for ((out, high), low) in out.iter_mut().zip(high).zip(low) {
-            *out += factor * (128.0 * *high as f32 + *low as f32);
-        }
-    }
+    sums
 }
 
 /// Column groups after which a kernel with fewer than all rows and bytes goes back to the others.
 const TILE: usize = 32;
 
-/// Column groups whose levels are looked up at a time: with the sums of a token they stay in the first-level cache.
-const LOOKED_UP: usize = 32;
+/// Levels of a column group with 128 added, `[row][byte of the vector]`.
+pub(crate) type Levels = [[u8; VECTOR]; 8];
 
-/// Levels of [`LOOKED_UP`] groups, `[group][row]`.
-#[repr(C, align(64))]
-struct Levels([[[u8; VECTOR]; 8]; LOOKED_UP]);
-
-/// [`dot`] for many tokens: `out[t] += levels * planes` for each `(t, planes)` of `x`, with the same results. Levels are looked up once for all of them.
-/// `sums` is working memory, as long as `x`.
+/// Looks up the levels of some column groups.
 ///
 /// # Safety
-/// As for [`dot`], for all planes.
+/// As for [`dot`]; `groups` must be the block's.
 #[inline(always)]
-pub(super) unsafe fn dot_many<T: Vector, const PATH: usize, const RAW: usize, const READS: usize, const BITS: usize>(
+pub(super) unsafe fn look_up<T: Vector, const PATH: usize, const RAW: usize, const READS: usize, const BITS: usize>(
     block: &Block,
-    x: &[(usize, Planes)],
-    sums: &mut [Sums],
-    out: &mut [Partial],
+    groups: std::ops::Range<usize>,
+    levels: &mut [Levels],
 ) {
-    sums.iter_mut().zip(x).for_each(|(sums, (_, planes))| *sums = [planes.start; 8]);
-    let mut levels = Levels([[[0; VECTOR]; 8]; LOOKED_UP]);
-    for first in (0..block.groups).step_by(LOOKED_UP) {
-        let groups = first..block.groups.min(first + LOOKED_UP);
-        for (group, rows) in groups.clone().zip(&mut levels.0) {
-            for at in (0..VECTOR).step_by(T::BYTES) {
-                let unit = block.codes.add(group * (PATH + RAW) * VECTOR + at);
-                let before = block.before(group, at);
-                rows4::<T, PATH, RAW, READS, BITS, 0>(unit, before, block.tables, |j, w| T::store(rows[j].as_mut_ptr().add(at), w));
-                rows4::<T, PATH, RAW, READS, BITS, 4>(unit, before, block.tables, |j, w| T::store(rows[4 + j].as_mut_ptr().add(at), w));
-            }
+    for (group, rows) in groups.zip(levels) {
+        for at in (0..VECTOR).step_by(T::BYTES) {
+            let unit = block.codes.add(group * (PATH + RAW) * VECTOR + at);
+            let before = block.before(group, at);
+            rows4::<T, PATH, RAW, READS, BITS, 0>(unit, before, block.tables, |j, w| T::store(rows[j].as_mut_ptr().add(at), w));
+            rows4::<T, PATH, RAW, READS, BITS, 4>(unit, before, block.tables, |j, w| T::store(rows[4 + j].as_mut_ptr().add(at), w));
         }
-        let looked_up = Block { codes: levels.0.as_ptr().cast::<u8>().wrapping_sub(first * 8 * VECTOR), ..*block };
-        for ((_, planes), sums) in x.iter().zip(&mut *sums) {
-            for part in 0..VECTOR / T::BYTES {
-                strip::<T, 0, 0, NIBBLE, BITS, 0>(&looked_up, planes, sums, groups.clone(), part);
-                if T::ROWS == 4 {
-                    strip::<T, 0, 0, NIBBLE, BITS, 4>(&looked_up, planes, sums, groups.clone(), part);
-                }
+    }
+}
+
+/// Adds the products of looked-up levels, those of the groups from `first` on, to the sums of each input.
+///
+/// # Safety
+/// The CPU must have the instruction set; planes must be as long as the groups.
+#[inline(always)]
+pub(super) unsafe fn multiply<T: Vector>(block: &Block, levels: &[Levels], first: usize, x: &Inputs, sums: &mut [Sums]) {
+    let block = Block { codes: levels.as_ptr().cast(), ..*block };
+    for (input, sums) in (0..x.inputs.len()).zip(sums) {
+        let planes = x.planes(input).map(|plane| plane.wrapping_add(first * x.step));
+        for part in 0..VECTOR / T::BYTES {
+            strip::<T, 0, 0, NIBBLE, 8, 0>(&block, planes, x.step, sums, 0..levels.len(), part);
+            if T::ROWS == 4 {
+                strip::<T, 0, 0, NIBBLE, 8, 4>(&block, planes, x.step, sums, 0..levels.len(), part);
             }
         }
     }
-    for ((t, planes), sums) in x.iter().zip(sums) {
-        add(sums, planes.factor, &mut out[*t]);
+}
+
+/// `out += factor (128 high + low)` of an input's sums, the 32-bit lanes of a lane taken together.
+#[inline(always)]
+pub(super) fn finish(sums: &Sums, input: &Input, lanes: usize, out: &mut Partial) {
+    for (out, [high, low]) in out.iter_mut().zip(sums) {
+        if lanes == 16 {
+            for ((out, high), low) in out.iter_mut().zip(high).zip(low) {
+                *out += input.value(*high, *low);
+            }
+        } else {
+            let parts = 16 / lanes;
+            for (out, (high, low)) in out.iter_mut().zip(high.chunks_exact(parts).zip(low.chunks_exact(parts))) {
+                *out += input.value(high.iter().sum(), low.iter().sum());
+            }
+        }
+    }
+}
+
+impl Input {
+    /// The product whose integer sums these are.
+    #[inline(always)]
+    pub fn value(&self, high: i32, low: i32) -> f32 {
+        self.factor * (128.0 * (high + self.start[0]) as f32 + (low + self.start[1]) as f32)
     }
 }
 
@@ -261,7 +290,8 @@ pub(super) unsafe fn dot_many<T: Vector, const PATH: usize, const RAW: usize, co
 #[inline(always)]
 unsafe fn strip<T: Vector, const PATH: usize, const RAW: usize, const READS: usize, const BITS: usize, const R0: usize>(
     block: &Block,
-    x: &Planes,
+    [high, low]: [*const u8; 2],
+    step: usize,
     sums: &mut Sums,
     groups: std::ops::Range<usize>,
     part: usize,
@@ -284,8 +314,8 @@ unsafe fn strip<T: Vector, const PATH: usize, const RAW: usize, const READS: usi
                 T::prefetch(unit.wrapping_add(PREFETCH + v * VECTOR));
             }
         }
-        let (high, low) = (x.high.as_ptr().add(x.step * group), x.low.as_ptr().add(x.step * group));
-        let (high, low) = match x.step {
+        let (high, low) = (high.add(step * group), low.add(step * group));
+        let (high, low) = match step {
             4 => (T::repeat4(high), T::repeat4(low)),
             8 => (T::repeat8(high), T::repeat8(low)),
             _ => (T::load(high.add(at)), T::load(low.add(at))),

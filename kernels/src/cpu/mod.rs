@@ -2,6 +2,8 @@
 //!
 //! One definition (`kernel`) over byte vectors is compiled for each instruction set with that set enabled; `select` picks the functions for
 //! a run once, when a matrix is made.
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod kernel;
 mod portable;
 mod rows;
@@ -10,9 +12,12 @@ mod tables;
 mod x86;
 
 use crate::code::LinearCode;
+use crate::layout::VECTOR;
 use kernel::Vector;
-pub(crate) use kernel::{before_first, Block, Partial, Planes, Sums};
+pub(crate) use kernel::{before_first, Block, Input, Inputs, Partial};
+use kernel::{Levels, Sums};
 pub(crate) use rows::{row_dot, RowDot};
+use std::ops::Range;
 use std::sync::OnceLock;
 use tables::look_up_bits;
 pub(crate) use tables::{Reads, Tables};
@@ -28,13 +33,15 @@ pub enum Isa {
     Avx2Gfni,
     /// AVX-512 (F, BW, DQ, VL, VBMI, VNNI) and GFNI.
     Avx512,
+    /// The same, and AMX for products with many tokens.
+    Avx512Amx,
 }
 
 /// `WSRUN_ISA` asks for something that is not there.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IsaError {
     /// Not the name of a path.
-    #[error("WSRUN_ISA={0}: unknown instruction set, choose portable, avx2, avx2-gfni or avx512")]
+    #[error("WSRUN_ISA={0}: unknown instruction set, choose portable, avx2, avx2-gfni, avx512 or avx512-amx")]
     Unknown(String),
     /// The CPU lacks the instructions.
     #[error("WSRUN_ISA={}: this CPU has no such instructions; the best it has is {}", .0.name(), Isa::best().name())]
@@ -43,7 +50,7 @@ pub enum IsaError {
 
 impl Isa {
     /// All paths, slowest first.
-    pub const ALL: [Isa; 4] = [Isa::Portable, Isa::Avx2, Isa::Avx2Gfni, Isa::Avx512];
+    pub const ALL: [Isa; 5] = [Isa::Portable, Isa::Avx2, Isa::Avx2Gfni, Isa::Avx512, Isa::Avx512Amx];
 
     /// The name that `WSRUN_ISA` takes.
     pub fn name(self) -> &'static str {
@@ -52,6 +59,7 @@ impl Isa {
             Isa::Avx2 => "avx2",
             Isa::Avx2Gfni => "avx2-gfni",
             Isa::Avx512 => "avx512",
+            Isa::Avx512Amx => "avx512-amx",
         }
     }
 
@@ -73,6 +81,7 @@ impl Isa {
                         && is_x86_feature_detected!("avx512vbmi")
                         && is_x86_feature_detected!("avx512vnni")
                 }
+                Isa::Avx512Amx => Isa::Avx512.is_available() && amx::is_available(),
             }
         }
         #[cfg(not(target_arch = "x86_64"))]
@@ -114,31 +123,62 @@ pub fn isa() -> Result<Isa, IsaError> {
     .clone()
 }
 
-type DotMany = unsafe fn(&Block, &[(usize, Planes)], &mut [Sums], &mut [Partial]);
+/// Inputs that products of looked-up levels may read and write at once: there is room for so many behind the last.
+pub(crate) const TOGETHER: usize = 16;
 
 /// The functions that multiply by the blocks of one run.
 #[derive(Clone, Copy)]
 pub(crate) struct Kernels {
-    dot: unsafe fn(&Block, &Planes, &mut Partial),
-    dot_many: DotMany,
+    dot: unsafe fn(&Block, &Inputs, usize, &mut Partial),
+    look_up: unsafe fn(&Block, Range<usize>, &mut [Levels]),
+    products: Products,
+}
+
+/// What an instruction set does with looked-up levels, whatever the code.
+#[derive(Clone, Copy)]
+struct Products {
+    multiply: unsafe fn(&Block, &mut [Levels], Range<usize>, &Inputs, &mut [Sums]),
+    finish: unsafe fn(&Sums, &Input, usize, &mut Partial),
+    /// Column groups whose levels are looked up at a time.
+    groups: usize,
+}
+
+/// Working memory of [`Kernels::dot_many`].
+#[derive(Default)]
+pub(crate) struct Scratch {
+    levels: Vec<Levels>,
+    sums: Vec<Sums>,
 }
 
 impl Kernels {
-    /// Adds the product of a block.
+    /// Adds the product of a block by one input.
     ///
     /// # Safety
     /// The block must belong to the run that the kernels were selected for: `groups` units at `codes` and as many vectors at `previous` and
-    /// `older`, as far as the code reads them; planes must have `groups * step` bytes.
-    pub unsafe fn dot(&self, block: &Block, x: &Planes, out: &mut Partial) {
-        (self.dot)(block, x, out)
+    /// `older`, as far as the code reads them; planes must be as long as the groups.
+    pub unsafe fn dot(&self, block: &Block, x: &Inputs, input: usize, out: &mut Partial) {
+        (self.dot)(block, x, input, out)
     }
 
-    /// Adds the products of a block by many planes: those of `(t, planes)` to `out[t]`. `sums` is working memory, as long as `x`.
+    /// Adds the products of a block by all inputs, that of a token to `out[token]`, with the same results as [`Kernels::dot`]. Levels are looked up once.
     ///
     /// # Safety
     /// As for [`Kernels::dot`].
-    pub unsafe fn dot_many(&self, block: &Block, x: &[(usize, Planes)], sums: &mut [Sums], out: &mut [Partial]) {
-        (self.dot_many)(block, x, sums, out)
+    pub unsafe fn dot_many(&self, block: &Block, x: &Inputs, scratch: &mut Scratch, out: &mut [Partial]) {
+        let Products { multiply, finish, groups } = self.products;
+        scratch.sums.clear();
+        scratch.sums.resize(x.inputs.len().next_multiple_of(TOGETHER), [[[0; 16]; 2]; 8]);
+        scratch.levels.resize(groups.max(scratch.levels.len()), [[0; VECTOR]; 8]);
+        for first in (0..block.groups).step_by(groups) {
+            let groups = first..block.groups.min(first + groups);
+            let levels = &mut scratch.levels[..groups.len().next_multiple_of(16)];
+            (self.look_up)(block, groups.clone(), levels);
+            levels[groups.len()..].fill([[0; VECTOR]; 8]);
+            multiply(block, levels, groups, x, &mut scratch.sums);
+        }
+        for (input, sums) in x.inputs.iter().zip(&scratch.sums) {
+            finish(sums, input, x.lanes, &mut out[input.token]);
+        }
     }
 }
 
@@ -160,23 +200,38 @@ macro_rules! kernels {
             $(#[target_feature(enable = $features)])?
             unsafe fn dot<const PATH: usize, const RAW: usize, const READS: usize, const BITS: usize>(
                 block: &Block,
-                x: &Planes,
+                x: &Inputs,
+                input: usize,
                 out: &mut Partial,
             ) {
                 // SAFETY: the caller's contract is the kernel's, and the instruction set is enabled.
-                unsafe { kernel::dot::<$vector, PATH, RAW, READS, BITS>(block, x, out) }
+                let sums = unsafe { kernel::dot::<$vector, PATH, RAW, READS, BITS>(block, x.planes(input), x.step) };
+                kernel::finish(&sums, &x.inputs[input], x.lanes, out);
             }
 
             $(#[target_feature(enable = $features)])?
-            unsafe fn dot_many<const PATH: usize, const RAW: usize, const READS: usize, const BITS: usize>(
+            unsafe fn look_up<const PATH: usize, const RAW: usize, const READS: usize, const BITS: usize>(
                 block: &Block,
-                x: &[(usize, Planes)],
-                sums: &mut [Sums],
-                out: &mut [Partial],
+                groups: Range<usize>,
+                levels: &mut [Levels],
             ) {
                 // SAFETY: as above.
-                unsafe { kernel::dot_many::<$vector, PATH, RAW, READS, BITS>(block, x, sums, out) }
+                unsafe { kernel::look_up::<$vector, PATH, RAW, READS, BITS>(block, groups, levels) }
             }
+
+            $(#[target_feature(enable = $features)])?
+            unsafe fn multiply(block: &Block, levels: &mut [Levels], groups: Range<usize>, x: &Inputs, sums: &mut [Sums]) {
+                // SAFETY: as above.
+                unsafe { kernel::multiply::<$vector>(block, &levels[..groups.len()], groups.start, x, sums) }
+            }
+
+            $(#[target_feature(enable = $features)])?
+            unsafe fn finish(sums: &Sums, input: &Input, lanes: usize, out: &mut Partial) {
+                kernel::finish(sums, input, lanes, out)
+            }
+
+            /// With the sums of a token, levels of so many groups stay in the first-level cache.
+            const PRODUCTS: Products = Products { multiply, finish, groups: 32 };
 
             /// Kernels of a run; `None` is width 8. A code is valid, so path bits are 1 or 2 and bits at most 6.
             pub(super) fn select(code: Option<&LinearCode>) -> Kernels {
@@ -189,7 +244,8 @@ macro_rules! kernels {
                     ($path:literal, $raw:literal, $reads:ident, $bits:ident) => {
                         Kernels {
                             dot: dot::<$path, $raw, { Reads::$reads as usize }, $bits>,
-                            dot_many: dot_many::<$path, $raw, { Reads::$reads as usize }, $bits>,
+                            look_up: look_up::<$path, $raw, { Reads::$reads as usize }, $bits>,
+                            products: PRODUCTS,
                         }
                     };
                     ($path:literal, $raw:literal, $reads:ident of $bits:expr) => {
@@ -250,11 +306,15 @@ kernels!(avx2_gfni_kernels, x86::Avx2Gfni, "avx2,gfni,avxvnni");
 #[cfg(target_arch = "x86_64")]
 kernels!(avx512_kernels, x86::Avx512, "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,gfni");
 
-/// The kernels of a run with this valid code (`None` at width 8).
+/// The products of AMX; levels of so many groups (128 KiB) and their activations stay in the second-level cache.
+#[cfg(target_arch = "x86_64")]
+const AMX: Products = Products { multiply: amx::multiply, finish: amx::finish_sums, groups: 256 };
+
+/// The kernels of a run of a matrix of so many lanes with this valid code (`None` at width 8).
 ///
 /// # Panics
 /// If the CPU cannot run the path.
-pub(crate) fn select(isa: Isa, code: Option<&LinearCode>) -> Kernels {
+pub(crate) fn select(isa: Isa, code: Option<&LinearCode>, lanes: usize) -> Kernels {
     assert!(isa.is_available(), "{}", IsaError::Unavailable(isa));
     match isa {
         Isa::Portable => portable_kernels::select(code),
@@ -263,7 +323,9 @@ pub(crate) fn select(isa: Isa, code: Option<&LinearCode>) -> Kernels {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2Gfni => avx2_gfni_kernels::select(code),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => avx512_kernels::select(code),
+        Isa::Avx512Amx if lanes >= 8 => Kernels { products: AMX, ..avx512_kernels::select(code) },
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 | Isa::Avx512Amx => avx512_kernels::select(code),
         #[cfg(not(target_arch = "x86_64"))]
         _ => unreachable!("not available"),
     }
@@ -273,7 +335,6 @@ pub(crate) fn select(isa: Isa, code: Option<&LinearCode>) -> Kernels {
 mod tests {
     use super::*;
     use crate::code::antisymmetric;
-    use crate::layout::VECTOR;
     use rand::{Rng, SeedableRng};
     use rand_chacha::ChaCha8Rng;
 
@@ -312,31 +373,35 @@ mod tests {
             older_step: 3 * VECTOR,
             tables: &tables,
         };
-        let mut paths = vec![portable32_kernels::select(code), portable64_kernels::select(code)];
-        paths.extend(Isa::ALL.into_iter().filter(|isa| isa.is_available()).map(|isa| select(isa, code)));
-        for step in [4, 8, VECTOR] {
-            let mut plane = || (0..groups * step).map(|_| rng.random_range(-64i8..64) as u8).collect::<Vec<u8>>();
-            let (high, low) = (plane(), plane());
-            let planes = Planes { high: &high, low: &low, step, start: [[-5; 16], [7; 16]], factor: 0.25 };
-            let product = |kernels: &Kernels| {
-                let mut out: Partial = [[1.0; 16]; 8];
+        for lanes in [16, 8, 4, 1] {
+            let mut paths = vec![portable32_kernels::select(code), portable64_kernels::select(code)];
+            paths.extend(Isa::ALL.into_iter().filter(|isa| isa.is_available()).map(|isa| select(isa, code, lanes)));
+            let step = if lanes >= 8 { VECTOR / lanes } else { VECTOR };
+            let plane = groups * step;
+            // Two inputs for token 1, one for token 0, then others, and what stands behind them.
+            let count = rng.random_range(3..40);
+            let tokens = [1, 0, 1].into_iter().chain(2..).take(count);
+            let inputs: Vec<Input> = tokens.map(|token| Input { token, start: [-5, 7], factor: 0.25 }).collect();
+            let planes: Vec<u8> = (0..2 * plane * (count + TOGETHER) + VECTOR).map(|_| rng.random_range(-64i8..64) as u8).collect();
+            let x = Inputs { inputs: &inputs, planes: &planes, plane, step, lanes };
+            let one_by_one = |kernels: &Kernels| {
+                let mut out: Vec<Partial> = vec![[[1.0; 16]; 8]; count];
                 // SAFETY: `codes` has `groups` units of the code, `previous`, `older` and the planes as many vectors.
-                unsafe { kernels.dot(&block, &planes, &mut out) };
+                (0..count).for_each(|n| unsafe { kernels.dot(&block, &x, n, &mut out[inputs[n].token]) });
                 out
             };
-            let expected = product(&portable_kernels::select(code));
-            assert!(paths.iter().all(|kernels| product(kernels) == expected), "{code:?}");
-            let all = |kernels: &Kernels| {
-                let x: Vec<(usize, Planes)> = [1, 0, 1].map(|t| (t, Planes { high: &high, low: &low, ..planes })).into();
-                let mut out: [Partial; 2] = [[[1.0; 16]; 8]; 2];
+            let together = |kernels: &Kernels| {
+                let mut out: Vec<Partial> = vec![[[1.0; 16]; 8]; count];
                 // SAFETY: as above.
-                unsafe { kernels.dot_many(&block, &x, &mut [[[[0; 16]; 2]; 8]; 3], &mut out) };
+                unsafe { kernels.dot_many(&block, &x, &mut Scratch::default(), &mut out) };
                 out
             };
-            let [once, twice] = all(&portable_kernels::select(code));
-            assert_eq!(once, expected, "{code:?}");
-            assert!(twice.iter().flatten().zip(once.iter().flatten()).all(|(t, o)| (t - (2.0 * o - 1.0)).abs() <= 1e-5 * o.abs()));
-            assert!(paths.iter().all(|kernels| all(kernels) == [once, twice]), "{code:?}");
+            let expected = one_by_one(&portable_kernels::select(code));
+            let last = expected[count - 2].iter().map(|row| &row[..lanes]);
+            assert!(count == 3 || last.flatten().any(|v| *v != 1.0), "{code:?}");
+            assert!(paths.iter().all(|kernels| one_by_one(kernels) == expected), "{lanes} lanes, {code:?}");
+            paths.push(portable_kernels::select(code));
+            assert!(paths.iter().all(|kernels| together(kernels) == expected), "{lanes} lanes, {code:?}");
         }
     }
 

@@ -1,49 +1,65 @@
-//! Dot products of int8 rows with f32 vectors. Plain Rust, vectorized by the compiler for each instruction set.
+//! Dot products of int8 rows with quantized activations.
+use super::kernel::Vector;
 use super::{Isa, IsaError};
+use crate::layout::VECTOR;
 
-/// `q . x` over equal lengths; unsafe because the CPU must have the instruction set.
-pub(crate) type RowDot = unsafe fn(q: &[u8], x: &[f32]) -> f32;
+/// Sums of `q + 128` times the high and the low plane, both `q.len()` bytes and zeros up to a multiple of 64.
+///
+/// # Safety
+/// The CPU must have the instruction set; the planes must be that long.
+pub(crate) type RowDot = unsafe fn(q: &[u8], planes: [*const u8; 2]) -> [i32; 2];
 
-/// Independent sums, enough to hide the latency of multiply-adds.
-const SUMS: usize = 64;
+/// Vectors whose products are summed apart, to hide latencies.
+const APART: usize = 2;
 
 #[inline(always)]
-fn dot<const FMA: bool>(q: &[u8], x: &[f32]) -> f32 {
-    let mut sums = [0.0f32; SUMS];
-    let ((q_body, q_tail), (x_body, x_tail)) = (q.as_chunks::<SUMS>(), x.as_chunks::<SUMS>());
-    for (q, x) in q_body.iter().zip(x_body) {
-        for ((sum, q), x) in sums.iter_mut().zip(q).zip(x) {
-            let q = f32::from(*q as i8);
-            *sum = if FMA { q.mul_add(*x, *sum) } else { q * x + *sum };
+unsafe fn dot<T: Vector>(q: &[u8], [high, low]: [*const u8; 2]) -> [i32; 2] {
+    let zero = T::load_sums([0i32; 16].as_ptr());
+    let flip = T::load([0x80u8; VECTOR].as_ptr());
+    let mut sums = [[zero; 2]; APART];
+    let whole = q.len() / VECTOR * VECTOR;
+    let mut tail = [0; VECTOR];
+    tail[..q.len() - whole].copy_from_slice(&q[whole..]);
+    for first in (0..q.len()).step_by(VECTOR) {
+        let q = if first < whole { q.as_ptr().add(first) } else { tail.as_ptr() };
+        for part in (0..VECTOR).step_by(T::BYTES) {
+            let n = if T::BYTES == VECTOR { first / VECTOR } else { part / T::BYTES } % APART;
+            let w = T::xor(T::load(q.add(part)), flip);
+            sums[n][0] = T::dot(sums[n][0], w, T::load(high.add(first + part)));
+            sums[n][1] = T::dot(sums[n][1], w, T::load(low.add(first + part)));
         }
     }
-    for ((sum, q), x) in sums.iter_mut().zip(q_tail).zip(x_tail) {
-        *sum += f32::from(*q as i8) * x;
-    }
-    let mut width = SUMS / 2;
-    while width > 0 {
-        for i in 0..width {
-            sums[i] += sums[i + width];
+    let mut total = [0; 2];
+    for sums in sums {
+        for (total, sums) in total.iter_mut().zip(sums) {
+            let mut lanes = [0; 16];
+            T::store_sums(lanes.as_mut_ptr(), sums);
+            *total += lanes[..T::BYTES / 4].iter().sum::<i32>();
         }
-        width /= 2;
     }
-    sums[0]
+    total
 }
 
-fn portable(q: &[u8], x: &[f32]) -> f32 {
-    dot::<false>(q, x)
+unsafe fn portable(q: &[u8], planes: [*const u8; 2]) -> [i32; 2] {
+    dot::<super::portable::Portable<16>>(q, planes)
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn avx2(q: &[u8], x: &[f32]) -> f32 {
-    dot::<true>(q, x)
+#[target_feature(enable = "avx2")]
+unsafe fn avx2(q: &[u8], planes: [*const u8; 2]) -> [i32; 2] {
+    dot::<super::x86::Avx2>(q, planes)
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma")]
-fn avx512(q: &[u8], x: &[f32]) -> f32 {
-    dot::<true>(q, x)
+#[target_feature(enable = "avx2,gfni,avxvnni")]
+unsafe fn avx2_gfni(q: &[u8], planes: [*const u8; 2]) -> [i32; 2] {
+    dot::<super::x86::Avx2Gfni>(q, planes)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,gfni")]
+unsafe fn avx512(q: &[u8], planes: [*const u8; 2]) -> [i32; 2] {
+    dot::<super::x86::Avx512>(q, planes)
 }
 
 /// The function of a path.
@@ -54,9 +70,11 @@ pub(crate) fn row_dot(isa: Isa) -> RowDot {
     assert!(isa.is_available(), "{}", IsaError::Unavailable(isa));
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 | Isa::Avx2Gfni => avx2,
+        Isa::Avx2 => avx2,
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => avx512,
+        Isa::Avx2Gfni => avx2_gfni,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 | Isa::Avx512Amx => avx512,
         _ => portable,
     }
 }

@@ -124,7 +124,7 @@ unsafe fn forward(isa: Isa, tables: &Tables, x: &[f32], scratch: &mut Scratch) -
         match isa {
             Isa::Portable => {}
             Isa::Avx2 | Isa::Avx2Gfni => return avx2(tables, x, scratch),
-            Isa::Avx512 => return avx512(tables, x, scratch),
+            Isa::Avx512 | Isa::Avx512Amx => return avx512(tables, x, scratch),
         }
     }
     #[cfg(not(target_arch = "x86_64"))]

@@ -31,7 +31,8 @@ fn rows_and_products_match_the_table() {
             for (x, y) in x.chunks_exact(columns).zip(y.chunks_exact(rows)) {
                 let expected: Vec<f64> =
                     decoded.chunks_exact(columns).map(|row| row.iter().zip(x).map(|(a, b)| f64::from(a * b)).sum()).collect();
-                assert!(relative_error(y, &expected) < 1e-4);
+                // Activations have 14 bits.
+                assert!(relative_error(y, &expected) < 5e-4);
             }
         }
     }
