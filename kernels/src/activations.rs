@@ -19,7 +19,7 @@ pub(crate) struct Activations {
     inputs: Vec<Input>,
     /// `[input][high and low plane][bytes]`, and room for [`TOGETHER`] inputs and a vector behind the last one.
     planes: Vec<u8>,
-    /// Bytes of a plane.
+    /// Bytes of a plane, an odd number of vectors: the planes of neighbours then lie in different sets of the first-level cache.
     plane: usize,
     lanes: usize,
     values: Vec<f32>,
@@ -31,7 +31,8 @@ impl Activations {
     pub fn start(&mut self, columns: usize, lanes: usize) {
         self.inputs.clear();
         self.planes.clear();
-        self.plane = columns * if lanes >= 8 { 1 } else { lanes };
+        let bytes = columns * if lanes >= 8 { 1 } else { lanes };
+        self.plane = (bytes.div_ceil(VECTOR) | 1) * VECTOR;
         self.lanes = lanes;
     }
 
@@ -100,6 +101,7 @@ impl Activations {
                 (1..self.lanes).for_each(|_| self.planes.extend_from_within(first..first + columns));
             }
         }
+        self.planes.resize(self.planes.len().next_multiple_of(self.plane), 0);
         self.quantized.iter().map(|q| part(*q)).sum()
     }
 }

@@ -56,7 +56,7 @@ static TILES: TileConfig = {
     TileConfig(bytes)
 };
 
-/// Adds the products of the levels of `groups`, which it may rearrange, to the sums of each input. Sums stand as `[row][plane][lane]` for 16 lanes and as
+/// Adds the products of the levels of `groups`, which it may rearrange, to the sums of each input, or sets them if these are the first groups. Sums stand as `[row][plane][lane]` for 16 lanes and as
 /// `[pair of rows][plane][row of the pair, lane]` for 8.
 ///
 /// # Safety
@@ -79,6 +79,12 @@ pub(super) unsafe fn multiply(_: &Block, levels: &mut [Levels], groups: Range<us
         for set in (0..8 / quads).step_by(2) {
             // Tiles 0 to 3: sums of two vectors of rows and two planes; 4 and 5: activations; 6 and 7: levels.
             asm!(
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "tilezero tmm3",
+                "test {first}, {first}",
+                "jz 2f",
                 "tileloadd tmm0, [{sums} + {sums_step}*1]",
                 "tileloadd tmm1, [{sums} + {sums_step}*1 + 64]",
                 "tileloadd tmm2, [{sums} + {sums_step}*1 + 128]",
@@ -86,11 +92,11 @@ pub(super) unsafe fn multiply(_: &Block, levels: &mut [Levels], groups: Range<us
                 "2:",
                 "tileloadd tmm4, [{high} + {planes_step}*1]",
                 "tileloadd tmm6, [{levels} + {levels_step}*1]",
+                "tileloadd tmm7, [{levels} + {levels_step}*1 + 64]",
                 "tdpbsud tmm0, tmm4, tmm6",
+                "tdpbsud tmm2, tmm4, tmm7",
                 "tileloadd tmm5, [{low} + {planes_step}*1]",
                 "tdpbsud tmm1, tmm5, tmm6",
-                "tileloadd tmm7, [{levels} + {levels_step}*1 + 64]",
-                "tdpbsud tmm2, tmm4, tmm7",
                 "tdpbsud tmm3, tmm5, tmm7",
                 "add {high}, 64",
                 "add {low}, 64",
@@ -101,6 +107,7 @@ pub(super) unsafe fn multiply(_: &Block, levels: &mut [Levels], groups: Range<us
                 "tilestored [{sums} + {sums_step}*1 + 64], tmm1",
                 "tilestored [{sums} + {sums_step}*1 + 128], tmm2",
                 "tilestored [{sums} + {sums_step}*1 + 192], tmm3",
+                first = in(reg) groups.start,
                 sums = in(reg) sums.cast::<[[i32; 16]; 2]>().add(set),
                 sums_step = in(reg) size_of::<Sums>(),
                 high = inout(reg) high => _,

@@ -243,7 +243,7 @@ pub(super) unsafe fn look_up<T: Vector, const PATH: usize, const RAW: usize, con
     }
 }
 
-/// Adds the products of looked-up levels, those of the groups from `first` on, to the sums of each input.
+/// Adds the products of looked-up levels, those of the groups from `first` on, to the sums of each input, or sets them if `first` is 0.
 ///
 /// # Safety
 /// The CPU must have the instruction set; planes must be as long as the groups.
@@ -252,6 +252,9 @@ pub(super) unsafe fn multiply<T: Vector>(block: &Block, levels: &[Levels], first
     let block = Block { codes: levels.as_ptr().cast(), ..*block };
     for (input, sums) in (0..x.inputs.len()).zip(sums) {
         let planes = x.planes(input).map(|plane| plane.wrapping_add(first * x.step));
+        if first == 0 {
+            *sums = [[[0; 16]; 2]; 8];
+        }
         for part in 0..VECTOR / T::BYTES {
             strip::<T, 0, 0, NIBBLE, 8, 0>(&block, planes, x.step, sums, 0..levels.len(), part);
             if T::ROWS == 4 {

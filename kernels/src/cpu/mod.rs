@@ -166,8 +166,7 @@ impl Kernels {
     /// As for [`Kernels::dot`].
     pub unsafe fn dot_many(&self, block: &Block, x: &Inputs, scratch: &mut Scratch, out: &mut [Partial]) {
         let Products { multiply, finish, groups } = self.products;
-        scratch.sums.clear();
-        scratch.sums.resize(x.inputs.len().next_multiple_of(TOGETHER), [[[0; 16]; 2]; 8]);
+        scratch.sums.resize(x.inputs.len().next_multiple_of(TOGETHER).max(scratch.sums.len()), [[[0; 16]; 2]; 8]);
         scratch.levels.resize(groups.max(scratch.levels.len()), [[0; VECTOR]; 8]);
         for first in (0..block.groups).step_by(groups) {
             let groups = first..block.groups.min(first + groups);
@@ -306,9 +305,9 @@ kernels!(avx2_gfni_kernels, x86::Avx2Gfni, "avx2,gfni,avxvnni");
 #[cfg(target_arch = "x86_64")]
 kernels!(avx512_kernels, x86::Avx512, "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,gfni");
 
-/// The products of AMX; levels of so many groups (128 KiB) and their activations stay in the second-level cache.
+/// The products of AMX; levels of so many groups (64 KiB) stay in the second-level cache, their activations for 16 tokens in the first.
 #[cfg(target_arch = "x86_64")]
-const AMX: Products = Products { multiply: amx::multiply, finish: amx::finish_sums, groups: 256 };
+const AMX: Products = Products { multiply: amx::multiply, finish: amx::finish_sums, groups: 128 };
 
 /// The kernels of a run of a matrix of so many lanes with this valid code (`None` at width 8).
 ///
