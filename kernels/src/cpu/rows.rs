@@ -9,6 +9,9 @@ use crate::layout::VECTOR;
 /// The CPU must have the instruction set; the planes must be that long.
 pub(crate) type RowDot = unsafe fn(q: &[u8], planes: [*const u8; 2]) -> [i32; 2];
 
+/// Bytes that are asked for ahead, from the rows to come.
+const PREFETCH: usize = 4096;
+
 /// Vectors whose products are summed apart, to hide latencies.
 const APART: usize = 2;
 
@@ -22,6 +25,7 @@ unsafe fn dot<T: Vector>(q: &[u8], [high, low]: [*const u8; 2]) -> [i32; 2] {
     tail[..q.len() - whole].copy_from_slice(&q[whole..]);
     for first in (0..q.len()).step_by(VECTOR) {
         let q = if first < whole { q.as_ptr().add(first) } else { tail.as_ptr() };
+        T::prefetch(q.wrapping_add(PREFETCH));
         for part in (0..VECTOR).step_by(T::BYTES) {
             let n = if T::BYTES == VECTOR { first / VECTOR } else { part / T::BYTES } % APART;
             let w = T::xor(T::load(q.add(part)), flip);
@@ -29,15 +33,15 @@ unsafe fn dot<T: Vector>(q: &[u8], [high, low]: [*const u8; 2]) -> [i32; 2] {
             sums[n][1] = T::dot(sums[n][1], w, T::load(low.add(first + part)));
         }
     }
-    let mut total = [0; 2];
+    let mut totals = [[0; 16]; 2];
     for sums in sums {
-        for (total, sums) in total.iter_mut().zip(sums) {
+        for (total, sums) in totals.iter_mut().zip(sums) {
             let mut lanes = [0; 16];
             T::store_sums(lanes.as_mut_ptr(), sums);
-            *total += lanes[..T::BYTES / 4].iter().sum::<i32>();
+            total.iter_mut().zip(lanes).for_each(|(total, lane)| *total += lane);
         }
     }
-    total
+    totals.map(|lanes| lanes.iter().sum())
 }
 
 unsafe fn portable(q: &[u8], planes: [*const u8; 2]) -> [i32; 2] {
