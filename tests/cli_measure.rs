@@ -182,7 +182,7 @@ fn random_weights_of_a_shape_are_timed_without_a_download() {
 fn the_doctor_names_the_machine_and_foretells_speed() {
     let f = Fixture::new();
     let json = f.run(&["doctor", "--model", "model", "--rates", "2,4", "--json"]).json();
-    let paths = ["portable", "avx2", "avx2-gfni", "avx512"];
+    let paths = ["portable", "avx2", "avx2-gfni", "avx512", "avx512-amx"];
     assert!(paths.contains(&json["path"].as_str().unwrap()), "{json}");
     assert!(json["bandwidth_gb_per_s"]["median"].as_f64().unwrap() > 0.1);
     let foretold: Vec<f64> = json["models"].as_array().unwrap().iter().map(|m| m["bytes_per_token"].as_f64().unwrap()).collect();

@@ -110,6 +110,9 @@ fn features() -> Vec<&'static str> {
             ($($feature:tt)*) => { $(if std::arch::is_x86_feature_detected!($feature) { found.push($feature); })* };
         }
         look!("avx2" "fma" "f16c" "gfni" "avxvnni" "avx512f" "avx512bw" "avx512dq" "avx512vl" "avx512vbmi" "avx512vnni" "avx512bf16");
+        if Isa::Avx512Amx.is_available() {
+            found.push("amx-int8");
+        }
     }
     found
 }

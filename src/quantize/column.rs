@@ -103,11 +103,9 @@ impl Coder {
                 .zip(measure.weight)
                 .map(|((x, q), w)| ((x - q * encoded.stretch) * w).powi(2).min(measure.cap as f32));
             let error = mean(errors, measure.count);
-            // The error over stretches has one valley.
-            if best.as_ref().is_some_and(|(_, least)| error >= *least) {
-                break;
+            if best.as_ref().is_none_or(|(_, least)| error < *least) {
+                best = Some((encoded, error));
             }
-            best = Some((encoded, error));
         }
         best.expect("there is at least one stretch")
     }

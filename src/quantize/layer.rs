@@ -16,8 +16,9 @@ const SEARCH_ROWS: usize = 256;
 const SEARCH_SHARE: usize = 10;
 /// One of so many of them is chosen for its far entries.
 const FAR_SHARE: usize = 4;
-/// Rounds of that search: each measures every column's error at the last round's lambda.
-const SEARCH_ROUNDS: usize = 2;
+/// Rounds of that search: each measures every column's error at the last round's lambda. Two, and stretches tried only up to the first that is worse,
+/// take 7 % less time, and SmolLM2-135M's perplexity is 1 % higher at 2 to 4 bits, at the same mean error.
+const SEARCH_ROUNDS: usize = 3;
 /// Stored bits of a row scale.
 const ROW_SCALE_BITS: f64 = 16.0;
 /// Full passes at most: another one follows if too few exceptions were foreseen, and what they would have saved is more than this share of the error.
