@@ -24,7 +24,7 @@ HOME = Path(os.environ.get("WSRUN_HOME") or Path.home() / ".cache" / "wsrun") / 
 PACKAGES = ["llama-cpp-python==0.3.36", "gguf==0.19.0", "numpy==2.2.6"]
 # What a rate is compared with, by whole bits: Q2_K has 2.6 bits a weight, IQ2_XXS 2.1, Q3_K 3.4, Q4_0 and Q4_K 4.5. llama.cpp rearranges
 # Q2_K, Q4_0 and Q4_K for the CPU when it loads them; without that (its --no-repack), it has another, faster prefill for Q2_K and Q4_K.
-PEERS = {2: ["Q2_K", "Q2_K --no-repack", "IQ2_XXS"], 3: ["Q3_K"], 4: ["Q4_0", "Q4_K", "Q4_K --no-repack"]}
+PEERS = {2: ["Q2_K", "Q2_K --no-repack", "IQ2_XXS"], 3: ["Q3_K"], 4: ["Q4_0", "Q4_0 --no-repack", "Q4_K", "Q4_K --no-repack"]}
 # Where a block has its f16 scales, as (byte offset, scale): random quants then have an r.m.s. of about 0.02. All other bytes are random.
 SCALES = {
     "Q2_K": [(80, 2e-3), (82, 3e-3)],
@@ -231,14 +231,22 @@ def measure(command, prompt_tokens, tokens, threads):
 
 
 def alternate(contenders, args, raw):
-    """Measures contenders {name: {layers: command}} in turn, repeat times for each thread count. Adds to `raw` one record a measurement."""
+    """Measures contenders {name: {layers: command}} in turn, repeat times for each thread count. Adds to `raw` one record a measurement. A peer that
+    fails, as llama.cpp's AMX kernels do on some virtual machines (illegal instruction), is left out of what follows."""
     for repeat in range(args.repeat):
         for threads in args.threads:
-            for name, commands in contenders.items():
+            for name, commands in list(contenders.items()):
                 runs = [("decode", layers, SHORT_PROMPT, args.tokens) for layers in commands]
                 runs.append(("prefill", args.layers[-1], args.prompt_tokens, 1))
                 for what, layers, prompt_tokens, tokens in runs:
-                    speed = measure(commands[layers], prompt_tokens, tokens, threads)[f"{what}_tokens_per_s"]
+                    try:
+                        speed = measure(commands[layers], prompt_tokens, tokens, threads)[f"{what}_tokens_per_s"]
+                    except Failure as failure:
+                        if name == next(iter(contenders)):
+                            raise
+                        note(f"{name} is left out: {failure}")
+                        del contenders[name]
+                        break
                     raw.append({"engine": name, "threads": threads, "repeat": repeat, "layers": layers, "what": what, "tokens_per_s": speed})
                     of = f", {layers} layers" if layers else ""
                     note(f"{repeat + 1}/{args.repeat}  {threads} threads  {name}{of}: {what} {speed:.2f} tokens/s")
