@@ -6,7 +6,7 @@
 //! * [`packed`]: a validated packed matrix and its products.
 //! * [`rows8`]: embedding tables and heads as 8-bit rows.
 //! * [`dense`]: products with dense matrices.
-//! * [`viterbi`]: encoding with any linear code.
+//! * [`viterbi`]: encoding with convolutional codes.
 //! * [`tables`]: the committed trellis codes.
 //! * [`cpu`]: the instruction-set paths behind one run-time dispatch.
 mod activations;

@@ -253,8 +253,8 @@ impl Product<'_> {
                     let scales = &self.prepared.row_scale[rows.clone()];
                     // SAFETY: rows within the matrix; row blocks belong to one task each.
                     let y = unsafe { output.rows(first + t, rows.clone()) };
-                    // Nearly always all eight rows: without a loop, and in half the time.
-                    if let (Some(y), Some(scales)) = (y.as_mut_array::<8>(), scales.as_array::<8>()) {
+                    // Nearly always all eight rows.
+                    if let (([y], []), ([scales], [])) = (y.as_chunks_mut::<8>(), scales.as_chunks::<8>()) {
                         *y = std::array::from_fn(|row| scales[row] * partial[row][lane]);
                     } else {
                         y.iter_mut().zip(scales).zip(partial).for_each(|((y, scale), row)| *y = scale * row[lane]);
