@@ -6,9 +6,9 @@ use super::lanes::Lanes;
 use super::trellis::{taps, Phase, Trellis, LANES, LANE_BITS};
 use crate::code::{CodeError, LinearCode};
 
-/// The cap of a row's costs, in mean costs of a random index of a Gaussian row. Half and twice as much change the errors of `docs/codes.md` by less
-/// than 0.02 %.
-const CAP: f32 = 8.0;
+/// The cap of a row's costs, in mean costs of a random index of a Gaussian row. Mean squared errors of 2^19 Gaussian rows with a cap of 4, 8, 16 (default
+/// codes): 3 bits 0.017513, 0.017464, 0.017462; 4 bits 0.0045935, 0.0045935, 0.0045918; 1 bit the same within 0.002 %.
+const CAP: f32 = 16.0;
 
 /// Inputs are clamped to so many level steps.
 const FARTHEST: f32 = 1000.0;
