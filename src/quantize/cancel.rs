@@ -2,7 +2,7 @@
 //!
 //! With the covariance `S = L L^T` and `Y = W L`, columns are quantized from the last to the first: column `j` of the residual is
 //! encoded, and its reconstruction times row `j` of L is taken out of all columns before it. Rows do not interact.
-use super::column::{Coder, Measure, EXCEPTION_BITS, WIDTHS};
+use super::column::{Coder, Distortions, Measure, EXCEPTION_BITS};
 use super::linalg;
 use faer::Accum;
 use ws_kernels::layout::Column;
@@ -27,10 +27,10 @@ pub(crate) struct Problem<'a> {
 
 /// How widths come about.
 pub(crate) enum Plan<'a> {
-    /// Chosen column by column, to learn what each width costs.
-    Search,
+    /// Chosen column by column, to learn what each width costs, near what an earlier round has found if there was one.
+    Search { known: &'a [Distortions] },
     /// Given; columns are encoded for storage over this many rows and at most so many exceptions are made.
-    Fixed { widths: &'a [u8], padded: usize, exceptions: usize },
+    Fixed { widths: &'a [u8], known: &'a [Distortions], padded: usize, exceptions: usize },
 }
 
 /// An entry that is stored exactly.
@@ -50,8 +50,8 @@ pub(crate) struct Outcome {
     pub(crate) values: Vec<f32>,
     pub(crate) scale: Vec<f32>,
     pub(crate) outliers: Vec<Outlier>,
-    /// With [`Plan::Search`]: mean squared error a row of each column at each of [`WIDTHS`].
-    pub(crate) distortion: Vec<[f64; WIDTHS.len()]>,
+    /// With [`Plan::Search`]: what it found of each column.
+    pub(crate) found: Vec<Distortions>,
     /// Summed squared error of each column, an entry counted with what an exception costs at most.
     pub(crate) spent: Vec<f64>,
     /// Exceptions that were wanted but had no room, and the squared error that they would have saved.
@@ -100,7 +100,7 @@ pub(crate) fn cancel(target: Vec<f32>, problem: &Problem, coder: &Coder, plan: &
         values: vec![0.0; n * a],
         scale: vec![0.0; n],
         outliers: Vec::new(),
-        distortion: if matches!(plan, Plan::Search) { vec![[0.0; WIDTHS.len()]; n] } else { Vec::new() },
+        found: if matches!(plan, Plan::Search { .. }) { vec![Distortions::default(); n] } else { Vec::new() },
         spent: vec![0.0; n],
         refused: (0, 0.0),
     };
@@ -119,17 +119,17 @@ pub(crate) fn cancel(target: Vec<f32>, problem: &Problem, coder: &Coder, plan: &
             x[r] = y[r] / weight[r];
         }
         let measure = Measure { weight: &weight, count, cap };
-        let (width, padded, room) = match plan {
-            Plan::Search => {
-                let distortion = coder.distortions(&x, energy, measure, &mut scratch);
-                let cost = |slot: usize| distortion[slot] + problem.lambda * WIDTHS[slot] as f64;
-                let slot = (0..WIDTHS.len()).min_by(|&a, &b| cost(a).total_cmp(&cost(b))).expect("there are widths");
-                outcome.distortion[j] = distortion;
-                (WIDTHS[slot], a, usize::MAX)
+        let (width, room, encoded) = match plan {
+            Plan::Search { known } => {
+                let (width, encoded, found) = coder.choose(&x, energy, measure, problem.lambda, known.get(j), &mut scratch);
+                outcome.found[j] = found;
+                (width, usize::MAX, encoded)
             }
-            Plan::Fixed { widths, padded, exceptions } => (widths[j], *padded, exceptions.saturating_sub(outcome.outliers.len())),
+            Plan::Fixed { widths, known, padded, exceptions } => {
+                let encoded = coder.encode(widths[j], &x, *padded, measure, &known[j], &mut scratch);
+                (widths[j], exceptions.saturating_sub(outcome.outliers.len()), encoded)
+            }
         };
-        let encoded = coder.encode(width, &x, padded, measure, &mut scratch);
         let made_before = outcome.outliers.len();
         let (mut dot, mut norm) = (0f64, 0f64);
         far.clear();

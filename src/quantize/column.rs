@@ -17,6 +17,9 @@ const GAUSSIAN_KURTOSIS: f64 = 4.5;
 /// Level spacings tried on a column that is not Gaussian, relative to that for a Gaussian.
 const STRETCHES: [f32; 5] = [1.0, 1.3, 1.7, 2.3, 3.2];
 
+/// Those that are tried first, as indices; the neighbours of the best one follow.
+const COARSE: [usize; 3] = [0, 2, 4];
+
 /// A column at some width.
 pub(crate) struct Encoded {
     /// Stored form; `None` at widths 0 and 16.
@@ -25,6 +28,33 @@ pub(crate) struct Encoded {
     pub(crate) values: Vec<f32>,
     /// Factor on `values` that approximates the input.
     pub(crate) stretch: f32,
+}
+
+/// What a column's error is at each of [`WIDTHS`].
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Distortions {
+    /// Mean squared error over the rows.
+    pub(crate) mean: [f64; WIDTHS.len()],
+    /// The level spacing that gave it, as an index into [`STRETCHES`]; `None` for a Gaussian column, whose errors are the codes' nominal ones.
+    stretch: Option<[usize; WIDTHS.len()]>,
+}
+
+impl Distortions {
+    /// The slot of [`WIDTHS`] of least cost.
+    fn cheapest(&self, lambda: f64) -> usize {
+        let cost = |slot: usize| self.mean[slot] + lambda * WIDTHS[slot] as f64;
+        (0..WIDTHS.len()).min_by(|&a, &b| cost(a).total_cmp(&cost(b))).expect("there are widths")
+    }
+}
+
+/// An index and its neighbours.
+fn around(index: usize, len: usize) -> std::ops::Range<usize> {
+    index.saturating_sub(1)..(index + 2).min(len)
+}
+
+/// True for a width of a trellis or scalar code, whose level spacing can be chosen.
+fn is_coded(width: u8) -> bool {
+    (1..=6).contains(&width)
 }
 
 /// What an error of a column costs.
@@ -72,42 +102,75 @@ impl Coder {
         &self.nominal
     }
 
-    /// Mean distortion of the column (over the rows that `count` stands for) at each of [`WIDTHS`], in units of `y^2`, where `y = x * weight`.
-    pub(crate) fn distortions(&self, x: &[f32], energy: f64, measure: Measure, scratch: &mut Scratch) -> [f64; WIDTHS.len()] {
-        if fourth_moment(x, measure.count) < GAUSSIAN_KURTOSIS {
-            return self.nominal.map(|d| d * energy);
+    /// Encodes a column at the width of least cost where a bit a row is worth `lambda`. `energy`: mean square of `y = x * weight`. What an earlier round
+    /// found of the column narrows the search, to the neighbours of the width that it makes the cheapest, and of the spacings that were best.
+    pub(crate) fn choose(
+        &self,
+        x: &[f32],
+        energy: f64,
+        measure: Measure,
+        lambda: f64,
+        known: Option<&Distortions>,
+        scratch: &mut Scratch,
+    ) -> (u8, Encoded, Distortions) {
+        if is_gaussian(x, measure.count) {
+            let found = Distortions { mean: self.nominal.map(|d| d * energy), stretch: None };
+            let width = WIDTHS[found.cheapest(lambda)];
+            return (width, self.encode_at(width, x, x.len(), 1.0, scratch), found);
         }
-        let mut out = [0.0; WIDTHS.len()];
-        for (slot, &width) in WIDTHS.iter().enumerate() {
-            out[slot] = self.best(width, x, x.len(), measure, scratch).1;
+        let known = known.and_then(|known| Some((around(known.cheapest(lambda), WIDTHS.len()), known.mean, known.stretch?)));
+        let (near, mut mean, mut stretch) = known.clone().unwrap_or((0..WIDTHS.len(), [0.0; WIDTHS.len()], [0; WIDTHS.len()]));
+        let mut best: Option<(f64, u8, Encoded)> = None;
+        for (slot, &width) in WIDTHS.iter().enumerate().filter(|(slot, width)| near.contains(slot) || !is_coded(**width)) {
+            let tried = match known {
+                Some(_) => around(stretch[slot], STRETCHES.len()).collect(),
+                None => COARSE.to_vec(),
+            };
+            let (encoded, error, at) = self.best(width, x, x.len(), &tried, measure, scratch);
+            (mean[slot], stretch[slot]) = (error, at);
+            let cost = error + lambda * width as f64;
+            if best.as_ref().is_none_or(|(least, ..)| cost < *least) {
+                best = Some((cost, width, encoded));
+            }
         }
-        out
+        let (_, width, encoded) = best.expect("exact columns are always tried");
+        (width, encoded, Distortions { mean, stretch: Some(stretch) })
     }
 
-    /// Encodes `x` padded to `padded` rows; the stretch is searched where the column is not Gaussian.
-    pub(crate) fn encode(&self, width: u8, x: &[f32], padded: usize, measure: Measure, scratch: &mut Scratch) -> Encoded {
-        if width == 0 || width == 16 || fourth_moment(x, measure.count) < GAUSSIAN_KURTOSIS {
+    /// Encodes `x` padded to `padded` rows. Where the column is not Gaussian the spacing is searched, near the one `known` for this width if there is one.
+    pub(crate) fn encode(
+        &self,
+        width: u8,
+        x: &[f32],
+        padded: usize,
+        measure: Measure,
+        known: &Distortions,
+        scratch: &mut Scratch,
+    ) -> Encoded {
+        if !is_coded(width) || is_gaussian(x, measure.count) {
             return self.encode_at(width, x, padded, 1.0, scratch);
         }
-        self.best(width, x, padded, measure, scratch).0
+        let slot = WIDTHS.iter().position(|&w| w == width).expect("a known width");
+        let tried = known.stretch.map_or(0..STRETCHES.len(), |stretch| around(stretch[slot], STRETCHES.len()));
+        self.best(width, x, padded, &tried.collect::<Vec<_>>(), measure, scratch).0
     }
 
-    fn best(&self, width: u8, x: &[f32], padded: usize, measure: Measure, scratch: &mut Scratch) -> (Encoded, f64) {
-        let stretches = if (1..=6).contains(&width) { &STRETCHES[..] } else { &STRETCHES[..1] };
-        let mut best: Option<(Encoded, f64)> = None;
-        for &stretch in stretches {
-            let encoded = self.encode_at(width, x, padded, stretch, scratch);
+    /// The column at the best of some spacings, its mean error, and the index of that spacing.
+    fn best(&self, width: u8, x: &[f32], padded: usize, tried: &[usize], measure: Measure, scratch: &mut Scratch) -> (Encoded, f64, usize) {
+        let mut best: Option<(Encoded, f64, usize)> = None;
+        for &at in if is_coded(width) { tried } else { &[0] } {
+            let encoded = self.encode_at(width, x, padded, STRETCHES[at], scratch);
             let errors = x
                 .iter()
                 .zip(&encoded.values)
                 .zip(measure.weight)
                 .map(|((x, q), w)| ((x - q * encoded.stretch) * w).powi(2).min(measure.cap as f32));
             let error = mean(errors, measure.count);
-            if best.as_ref().is_none_or(|(_, least)| error < *least) {
-                best = Some((encoded, error));
+            if best.as_ref().is_none_or(|(_, least, _)| error < *least) {
+                best = Some((encoded, error, at));
             }
         }
-        best.expect("there is at least one stretch")
+        best.expect("there is at least one spacing")
     }
 
     fn encode_at(&self, width: u8, x: &[f32], padded: usize, stretch: f32, scratch: &mut Scratch) -> Encoded {
@@ -135,8 +198,9 @@ impl Coder {
     }
 }
 
-fn fourth_moment(x: &[f32], count: &[f32]) -> f64 {
-    mean(x.iter().map(|v| v.powi(4)), count)
+/// By the fourth moment of a column of unit variance.
+fn is_gaussian(x: &[f32], count: &[f32]) -> bool {
+    mean(x.iter().map(|v| v.powi(4)), count) < GAUSSIAN_KURTOSIS
 }
 
 /// Inverse of the standard normal distribution function (Acklam's rational approximation, relative error 1e-9).

@@ -1,5 +1,5 @@
-//! Row and column rescaling by alternating least squares (WaterSIC, algorithm 4), in f64.
-use super::linalg::{product, solve_spd, view};
+//! Row and column rescaling by alternating least squares (WaterSIC, algorithm 4): products in f32, sums of them and the system in f64.
+use super::linalg::{add_gram, product, solve_spd, view};
 use faer::Accum;
 
 /// Rounds of column and row steps at most.
@@ -13,22 +13,24 @@ const COLUMN_RANGE: (f64, f64) = (-0.1, 1.5);
 /// there unless `rows`.
 ///
 /// `q0` and `target` are row-major `a x n`, `covariance` is `n x n`. `target` is W with everything that is stored beside the codes taken out.
-pub(crate) fn rescale(q0: &[f64], target: &[f64], covariance: &[f64], (a, n): (usize, usize), rows: bool) -> (Vec<f64>, Vec<f64>) {
+pub(crate) fn rescale(q0: &[f32], target: &[f32], covariance: &[f64], (a, n): (usize, usize), rows: bool) -> (Vec<f64>, Vec<f64>) {
     let (mut t, mut g) = (vec![1.0; a], vec![1.0; n]);
     if n == 0 {
         return (t, g);
     }
-    let sigma = view(covariance, n, n);
-    let mut cross = vec![0f64; a * n];
-    product(&mut cross, Accum::Replace, view(target, a, n), sigma, 1.0);
+    let sigma: Vec<f32> = covariance.iter().map(|&s| s as f32).collect();
+    let image = |x: &[f32]| {
+        let mut image = vec![0f32; a * n];
+        product(&mut image, Accum::Replace, view(x, a, n), view(&sigma, n, n), 1.0);
+        image
+    };
+    let cross = image(target);
 
     // p_r and q_r of the row step: J = const - 2 sum t p + sum t^2 q.
     let row_terms = |g: &[f64]| -> (Vec<f64>, Vec<f64>) {
-        let scaled: Vec<f64> = q0.chunks_exact(n).flat_map(|row| row.iter().zip(g).map(|(q, g)| q * g)).collect();
-        let mut image = vec![0f64; a * n];
-        product(&mut image, Accum::Replace, view(&scaled, a, n), sigma, 1.0);
-        let dots = |other: &[f64]| scaled.chunks_exact(n).zip(other.chunks_exact(n)).map(|(x, y)| dot(x, y)).collect();
-        (dots(&cross), dots(&image))
+        let scaled = scaled(q0, n, |_, j| g[j]);
+        let dots = |other: &[f32]| scaled.chunks_exact(n).zip(other.chunks_exact(n)).map(|(x, y)| dot(x, y)).collect();
+        (dots(&cross), dots(&image(&scaled)))
     };
     let objective =
         |t: &[f64], (p, q): &(Vec<f64>, Vec<f64>)| -> f64 { t.iter().zip(p).zip(q).map(|((t, p), q)| t * (t * q - 2.0 * p)).sum() };
@@ -72,16 +74,15 @@ pub(crate) fn rescale(q0: &[f64], target: &[f64], covariance: &[f64], (a, n): (u
 }
 
 /// `(S o (Q^T T^2 Q) + ridge) g = diag(Q^T T C)`, clipped.
-fn column_step(q0: &[f64], cross: &[f64], covariance: &[f64], t: &[f64], n: usize) -> Option<Vec<f64>> {
-    let a = t.len();
-    let scaled: Vec<f64> = q0.chunks_exact(n).zip(t).flat_map(|(row, t)| row.iter().map(move |q| q * t)).collect();
-    let mut system = vec![0f64; n * n];
-    product(&mut system, Accum::Replace, view(&scaled, a, n).transpose(), view(&scaled, a, n), 1.0);
-    system.iter_mut().zip(covariance).for_each(|(m, s)| *m *= s);
+fn column_step(q0: &[f32], cross: &[f32], covariance: &[f64], t: &[f64], n: usize) -> Option<Vec<f64>> {
+    let scaled = scaled(q0, n, |r, _| t[r]);
+    let mut gram = vec![0f32; n * n];
+    add_gram(&mut gram, &scaled, n);
+    let mut system: Vec<f64> = gram.iter().zip(covariance).map(|(m, s)| *m as f64 * s).collect();
     let ridge = (1e-8 * (0..n).map(|i| system[i * n + i]).sum::<f64>() / n as f64).max(1e-11);
     let mut rhs = vec![0f64; n];
     for (row, cross) in scaled.chunks_exact(n).zip(cross.chunks_exact(n)) {
-        rhs.iter_mut().zip(row.iter().zip(cross)).for_each(|(sum, (q, c))| *sum += q * c);
+        rhs.iter_mut().zip(row.iter().zip(cross)).for_each(|(sum, (q, c))| *sum += *q as f64 * *c as f64);
     }
     for i in 0..n {
         system[i * n + i] += ridge;
@@ -90,8 +91,17 @@ fn column_step(q0: &[f64], cross: &[f64], covariance: &[f64], t: &[f64], n: usiz
     Some(solve_spd(&system, &rhs)?.into_iter().map(|g| g.clamp(COLUMN_RANGE.0, COLUMN_RANGE.1)).collect())
 }
 
-fn dot(x: &[f64], y: &[f64]) -> f64 {
-    x.iter().zip(y).map(|(x, y)| x * y).sum()
+/// Entries times a factor of their row and column.
+fn scaled(x: &[f32], n: usize, factor: impl Fn(usize, usize) -> f64) -> Vec<f32> {
+    let mut scaled = x.to_vec();
+    for (r, row) in scaled.chunks_exact_mut(n).enumerate() {
+        row.iter_mut().enumerate().for_each(|(j, x)| *x *= factor(r, j) as f32);
+    }
+    scaled
+}
+
+fn dot(x: &[f32], y: &[f32]) -> f64 {
+    x.iter().zip(y).map(|(x, y)| *x as f64 * *y as f64).sum()
 }
 
 #[cfg(test)]
@@ -103,18 +113,18 @@ mod tests {
     fn finds_row_and_column_factors_that_were_taken_out() {
         let (a, n) = (40, 24);
         let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(3);
-        let q0: Vec<f64> = (0..a * n).map(|_| rng.random_range(-1.0..1.0)).collect();
-        let rows: Vec<f64> = (0..a).map(|_| rng.random_range(0.8..1.2)).collect();
-        let columns: Vec<f64> = (0..n).map(|_| rng.random_range(0.8..1.2)).collect();
-        let target: Vec<f64> = (0..a * n).map(|i| q0[i] * rows[i / n] * columns[i % n]).collect();
+        let q0: Vec<f32> = (0..a * n).map(|_| rng.random_range(-1.0..1.0)).collect();
+        let rows: Vec<f32> = (0..a).map(|_| rng.random_range(0.8..1.2)).collect();
+        let columns: Vec<f32> = (0..n).map(|_| rng.random_range(0.8..1.2)).collect();
+        let target: Vec<f32> = (0..a * n).map(|i| q0[i] * rows[i / n] * columns[i % n]).collect();
         let x: Vec<f64> = (0..4 * n * n).map(|_| rng.random_range(-1.0..1.0)).collect();
         let mut covariance = vec![0f64; n * n];
         product(&mut covariance, Accum::Replace, view(&x, 4 * n, n).transpose(), view(&x, 4 * n, n), 1.0);
         let error = |t: &[f64], g: &[f64]| -> f64 {
-            let e: Vec<f64> = (0..a * n).map(|i| target[i] - q0[i] * t[i / n] * g[i % n]).collect();
+            let e: Vec<f64> = (0..a * n).map(|i| target[i] as f64 - q0[i] as f64 * t[i / n] * g[i % n]).collect();
             let mut image = vec![0f64; a * n];
             product(&mut image, Accum::Replace, view(&e, a, n), view(&covariance, n, n), 1.0);
-            dot(&e, &image)
+            e.iter().zip(&image).map(|(e, i)| e * i).sum()
         };
         let (t, g) = rescale(&q0, &target, &covariance, (a, n), true);
         let before = error(&vec![1.0; a], &vec![1.0; n]);

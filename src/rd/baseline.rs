@@ -37,8 +37,7 @@ const GPTQ_DAMPING: f64 = 0.1;
 pub(super) fn watersic_entropy(weight: &[f32], site: &Site, rate: f64, entropy: Entropy) -> Reconstruction {
     let mut found = by_entropy(weight, &site.factor, site.live.len(), rate, entropy, |_| 1.0);
     let n = site.live.len();
-    let wide = |values: &[f32]| -> Vec<f64> { values.iter().map(|&v| v as f64).collect() };
-    let (t, g) = rescale(&wide(&found.values), &wide(weight), &site.covariance, (weight.len() / n, n), true);
+    let (t, g) = rescale(&found.values, weight, &site.covariance, (weight.len() / n, n), true);
     for (row, t) in found.values.chunks_exact_mut(n).zip(&t) {
         row.iter_mut().zip(&g).for_each(|(v, g)| *v *= (t * g) as f32);
     }
