@@ -121,7 +121,7 @@ pub(crate) fn cancel(target: Vec<f32>, problem: &Problem, coder: &Coder, plan: &
         let measure = Measure { weight: &weight, count, cap };
         let (width, room, encoded) = match plan {
             Plan::Search { known } => {
-                let (width, encoded, found) = coder.choose(&x, energy, measure, problem.lambda, known.get(j), &mut scratch);
+                let (width, encoded, found) = coder.choose(j, &x, energy, measure, problem.lambda, known.get(j), &mut scratch);
                 outcome.found[j] = found;
                 (width, usize::MAX, encoded)
             }

@@ -75,6 +75,8 @@ pub(crate) struct Coder {
     encoders: Vec<Encoder>,
     /// Mean squared error of a unit Gaussian at each of [`WIDTHS`].
     nominal: [f64; WIDTHS.len()],
+    /// Quantile midpoints of the Gaussian, shuffled: they stand for a long random sample.
+    sample: Vec<f32>,
 }
 
 impl Coder {
@@ -83,17 +85,16 @@ impl Coder {
     pub(crate) fn new(codes: Arc<CodeSet>) -> Self {
         let encoder = |width| Encoder::new(codes.get(width).expect("a code for every width from 1 to 6").clone()).expect("a valid code");
         let encoders = (1..=6).map(encoder).collect();
-        let mut coder = Self { codes, encoders, nominal: [0.0; WIDTHS.len()] };
-        let mut scratch = Scratch::default();
-        // Quantile midpoints of the Gaussian, shuffled, stand for a long random sample.
         let mut sample: Vec<f32> = (0..4096).map(|i| gaussian_quantile((i as f64 + 0.5) / 4096.0) as f32).collect();
         use rand::{seq::SliceRandom, SeedableRng};
         sample.shuffle(&mut rand_chacha::ChaCha8Rng::seed_from_u64(0));
-        for (slot, &width) in WIDTHS.iter().enumerate() {
-            let encoded = coder.encode_at(width, &sample, sample.len(), 1.0, &mut scratch);
-            coder.nominal[slot] =
-                sample.iter().zip(&encoded.values).map(|(x, q)| ((x - q * encoded.stretch) as f64).powi(2)).sum::<f64>() / 4096.0;
-        }
+        let mut coder = Self { codes, encoders, nominal: [0.0; WIDTHS.len()], sample };
+        let mut scratch = Scratch::default();
+        coder.nominal = WIDTHS.map(|width| {
+            let encoded = coder.encode_at(width, &coder.sample, coder.sample.len(), 1.0, &mut scratch);
+            let errors = coder.sample.iter().zip(&encoded.values).map(|(x, q)| ((x - q * encoded.stretch) as f64).powi(2));
+            errors.sum::<f64>() / coder.sample.len() as f64
+        });
         coder
     }
 
@@ -102,10 +103,12 @@ impl Coder {
         &self.nominal
     }
 
-    /// Encodes a column at the width of least cost where a bit a row is worth `lambda`. `energy`: mean square of `y = x * weight`. What an earlier round
-    /// found of the column narrows the search, to the neighbours of the width that it makes the cheapest, and of the spacings that were best.
+    /// Column `j` at the width of least cost where a bit a row is worth `lambda`, to learn its error and what it does to the columns after it.
+    /// `energy`: mean square of `y = x * weight`. What an earlier round found of the column narrows the search, to the neighbours of the width that it makes
+    /// the cheapest, and of the spacings that were best. Gaussian columns are not encoded, most of the work otherwise.
     pub(crate) fn choose(
         &self,
+        j: usize,
         x: &[f32],
         energy: f64,
         measure: Measure,
@@ -115,8 +118,12 @@ impl Coder {
     ) -> (u8, Encoded, Distortions) {
         if is_gaussian(x, measure.count) {
             let found = Distortions { mean: self.nominal.map(|d| d * energy), stretch: None };
-            let width = WIDTHS[found.cheapest(lambda)];
-            return (width, self.encode_at(width, x, x.len(), 1.0, scratch), found);
+            let slot = found.cheapest(lambda);
+            let encoded = match is_coded(WIDTHS[slot]) {
+                true => self.simulate(slot, j, x),
+                false => self.encode_at(WIDTHS[slot], x, x.len(), 1.0, scratch),
+            };
+            return (WIDTHS[slot], encoded, found);
         }
         let known = known.and_then(|known| Some((around(known.cheapest(lambda), WIDTHS.len()), known.mean, known.stretch?)));
         let (near, mut mean, mut stretch) = known.clone().unwrap_or((0..WIDTHS.len(), [0.0; WIDTHS.len()], [0; WIDTHS.len()]));
@@ -135,6 +142,19 @@ impl Coder {
         }
         let (_, width, encoded) = best.expect("exact columns are always tried");
         (width, encoded, Distortions { mean, stretch: Some(stretch) })
+    }
+
+    /// What a code of the nominal error would make of column `j`, were it Gaussian: the test channel of the rate-distortion function, within the code's
+    /// largest level.
+    fn simulate(&self, slot: usize, j: usize, x: &[f32]) -> Encoded {
+        let code = self.codes.get(WIDTHS[slot]).expect("a code for every coded width");
+        let top = code.levels.iter().flatten().map(|level| f32::from(*level)).fold(0.0, f32::max) * code.unit;
+        let error = self.nominal[slot] as f32;
+        // A start of its own for each column: the noise of a row must not repeat from column to column.
+        let (end, start) = self.sample.split_at(j * 977 % self.sample.len());
+        let noise = start.iter().chain(end).cycle();
+        let values = x.iter().zip(noise).map(|(x, noise)| ((1.0 - error) * x + (error * (1.0 - error)).sqrt() * noise).clamp(-top, top));
+        Encoded { column: None, values: values.collect(), stretch: 1.0 }
     }
 
     /// Encodes `x` padded to `padded` rows. Where the column is not Gaussian the spacing is searched, near the one `known` for this width if there is one.
