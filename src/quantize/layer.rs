@@ -61,6 +61,8 @@ pub(crate) fn quantize_matrix(
         bits: (8 * bytes).saturating_sub(side_bits + (exceptions * EXCEPTION_BITS).ceil() as u64),
     };
     let target = if n == 0 { Vec::new() } else { whiten(&live, &site.factor, n) };
+    let squares = |values: &[f32]| values.iter().map(|v| (*v as f64).powi(2)).sum::<f64>();
+    let energy_of_weight = squares(&target) - site.damping * squares(&live);
 
     // Widths: measured on some of the rows, inside the cancellation.
     let (picked, count) = picked_rows(&live, site, rows, seed);
@@ -119,8 +121,7 @@ pub(crate) fn quantize_matrix(
     matrix.decode(0..rows, &mut stored);
     let stored = stored.chunks_exact(features).flat_map(|row| site.live.iter().map(|&j| row[j]));
     let error: Vec<f32> = live.iter().zip(stored).map(|(w, v)| w - v).collect();
-    let energy = site.energy(&live);
-    let relative_error = if energy > 0.0 { site.energy(&error) / energy } else { 0.0 };
+    let relative_error = if energy_of_weight > 0.0 { site.energy(&error) / energy_of_weight } else { 0.0 };
     Ok(Quantized { parts, relative_error })
 }
 

@@ -26,44 +26,36 @@ pub(crate) fn rescale(q0: &[f32], target: &[f32], covariance: &[f64], (a, n): (u
     };
     let cross = image(target);
 
-    // p_r and q_r of the row step: J = const - 2 sum t p + sum t^2 q.
-    let row_terms = |g: &[f64]| -> (Vec<f64>, Vec<f64>) {
-        let scaled = scaled(q0, n, |_, j| g[j]);
-        let dots = |other: &[f32]| scaled.chunks_exact(n).zip(other.chunks_exact(n)).map(|(x, y)| dot(x, y)).collect();
-        (dots(&cross), dots(&image(&scaled)))
-    };
-    let objective =
-        |t: &[f64], (p, q): &(Vec<f64>, Vec<f64>)| -> f64 { t.iter().zip(p).zip(q).map(|((t, p), q)| t * (t * q - 2.0 * p)).sum() };
     let reference = dot(&cross, target).abs().max(f64::MIN_POSITIVE);
-
-    let mut terms = row_terms(&g);
-    let mut value = objective(&t, &terms);
     for _ in 0..ROUNDS {
-        let start = value;
-        if let Some(wanted) = column_step(q0, &cross, covariance, &t, n) {
-            for halving in 0..5 {
-                let step = 0.5f64.powi(halving);
-                let trial: Vec<f64> = g.iter().zip(&wanted).map(|(g, w)| g + step * (w - g)).collect();
-                let trial_terms = row_terms(&trial);
-                let trial_value = objective(&t, &trial_terms);
-                if trial_value <= value {
-                    (g, terms) = (trial, trial_terms);
-                    break;
-                }
+        let step = ColumnStep::new(q0, &cross, covariance, &t, n);
+        let start = step.objective(&g);
+        if let Some(wanted) = step.wanted() {
+            // Clipped factors can overshoot.
+            let trial = |halving: i32| -> Vec<f64> { g.iter().zip(&wanted).map(|(g, w)| g + 0.5f64.powi(halving) * (w - g)).collect() };
+            if let Some(better) = (0..5).map(trial).find(|trial| step.objective(trial) <= start) {
+                g = better;
             }
         }
-        for (t, (p, q)) in t.iter_mut().zip(terms.0.iter().zip(&terms.1)).filter(|_| rows) {
-            if *q > 0.0 && (p / q).is_finite() {
+        if !rows {
+            break;
+        }
+        // J = const - 2 sum t p + sum t^2 q.
+        let scaled = scaled(q0, n, |_, j| g[j]);
+        let image = image(&scaled);
+        let mut value = 0.0;
+        for (r, t) in t.iter_mut().enumerate() {
+            let row = r * n..(r + 1) * n;
+            let (p, q) = (dot(&scaled[row.clone()], &cross[row.clone()]), dot(&scaled[row.clone()], &image[row]));
+            if q > 0.0 && (p / q).is_finite() {
                 *t = p / q;
             }
+            value += *t * (*t * q - 2.0 * p);
         }
-        value = objective(&t, &terms);
         let mean = t.iter().map(|t| t.abs()).sum::<f64>() / a as f64;
-        if rows && mean > 0.0 {
+        if mean > 0.0 {
             t.iter_mut().for_each(|t| *t /= mean);
             g.iter_mut().for_each(|g| *g *= mean);
-            terms.0.iter_mut().for_each(|p| *p *= mean);
-            terms.1.iter_mut().for_each(|q| *q *= mean * mean);
         }
         // `reference + value` is the remaining distortion.
         if start - value <= SETTLED * (reference + value).max(0.0) {
@@ -73,22 +65,45 @@ pub(crate) fn rescale(q0: &[f32], target: &[f32], covariance: &[f64], (a, n): (u
     (t, g)
 }
 
-/// `(S o (Q^T T^2 Q) + ridge) g = diag(Q^T T C)`, clipped.
-fn column_step(q0: &[f32], cross: &[f32], covariance: &[f64], t: &[f64], n: usize) -> Option<Vec<f64>> {
-    let scaled = scaled(q0, n, |r, _| t[r]);
-    let mut gram = vec![0f32; n * n];
-    add_gram(&mut gram, &scaled, n);
-    let mut system: Vec<f64> = gram.iter().zip(covariance).map(|(m, s)| *m as f64 * s).collect();
-    let ridge = (1e-8 * (0..n).map(|i| system[i * n + i]).sum::<f64>() / n as f64).max(1e-11);
-    let mut rhs = vec![0f64; n];
-    for (row, cross) in scaled.chunks_exact(n).zip(cross.chunks_exact(n)) {
-        rhs.iter_mut().zip(row.iter().zip(cross)).for_each(|(sum, (q, c))| *sum += *q as f64 * *c as f64);
+/// The quadratic form of the column factors: `J = const + g^T (S o (Q^T T^2 Q)) g - 2 g^T diag(Q^T T C)`.
+struct ColumnStep {
+    /// Lower triangle.
+    system: Vec<f64>,
+    rhs: Vec<f64>,
+}
+
+impl ColumnStep {
+    fn new(q0: &[f32], cross: &[f32], covariance: &[f64], t: &[f64], n: usize) -> Self {
+        let scaled = scaled(q0, n, |r, _| t[r]);
+        let mut gram = vec![0f32; n * n];
+        add_gram(&mut gram, &scaled, n);
+        let system = gram.iter().zip(covariance).map(|(m, s)| *m as f64 * s).collect();
+        let mut rhs = vec![0f64; n];
+        for (row, cross) in scaled.chunks_exact(n).zip(cross.chunks_exact(n)) {
+            rhs.iter_mut().zip(row.iter().zip(cross)).for_each(|(sum, (q, c))| *sum += *q as f64 * *c as f64);
+        }
+        Self { system, rhs }
     }
-    for i in 0..n {
-        system[i * n + i] += ridge;
+
+    /// J without its constant.
+    fn objective(&self, g: &[f64]) -> f64 {
+        let n = g.len();
+        let row = |i: usize| {
+            let below: f64 = self.system[i * n..i * n + i].iter().zip(g).map(|(m, g)| m * g).sum();
+            g[i] * (2.0 * below + self.system[i * n + i] * g[i] - 2.0 * self.rhs[i])
+        };
+        (0..n).map(row).sum()
     }
-    // A column without codes has an empty row in the system; its factor is immaterial.
-    Some(solve_spd(&system, &rhs)?.into_iter().map(|g| g.clamp(COLUMN_RANGE.0, COLUMN_RANGE.1)).collect())
+
+    /// The factors that minimise it, with a little ridge, clipped.
+    fn wanted(&self) -> Option<Vec<f64>> {
+        let n = self.rhs.len();
+        let mut system = self.system.clone();
+        let ridge = (1e-8 * (0..n).map(|i| system[i * n + i]).sum::<f64>() / n as f64).max(1e-11);
+        (0..n).for_each(|i| system[i * n + i] += ridge);
+        // A column without codes has an empty row in the system; its factor is immaterial.
+        Some(solve_spd(&system, &self.rhs)?.into_iter().map(|g| g.clamp(COLUMN_RANGE.0, COLUMN_RANGE.1)).collect())
+    }
 }
 
 /// Entries times a factor of their row and column.

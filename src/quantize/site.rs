@@ -15,6 +15,8 @@ pub(crate) struct Site {
     pub(crate) live: Vec<usize>,
     /// Undamped covariance over the live in-features, row-major.
     pub(crate) covariance: Vec<f64>,
+    /// What is added to its diagonal before it is factored.
+    pub(crate) damping: f64,
     /// Row-major lower factor of the damped covariance.
     pub(crate) factor: Vec<f32>,
 }
@@ -67,7 +69,7 @@ impl Site {
                 flat[i * n + j] = factor[(i, j)] as f32;
             }
         }
-        Ok(Self { features, live, covariance, factor: flat })
+        Ok(Self { features, live, covariance, damping: damping * mean, factor: flat })
     }
 
     /// `tr(E S E^T)` for a row-major `rows x live` error.
