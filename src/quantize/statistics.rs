@@ -1,6 +1,6 @@
 //! Second moments of what a block's linear layers read.
 use super::linalg;
-use candle_core::{Result, Tensor};
+use candle_core::{bail, CpuStorage, Result, Storage, Tensor};
 use ws_models::model::{Site, Tap};
 
 /// `sum x x^T` over calibration tokens for one input, `n x n`, lower triangle until [`Moments::finish`].
@@ -86,17 +86,21 @@ impl Collector {
 impl Tap for Collector {
     fn input(&mut self, site: Site, x: &Tensor) -> Result<()> {
         let n = x.dim(candle_core::D::Minus1)?;
-        let values = x.flatten_all()?.to_vec1::<f32>()?;
+        let (storage, layout) = x.storage_and_layout();
+        let (Storage::Cpu(CpuStorage::F32(values)), Some((first, end))) = (&*storage, layout.contiguous_offsets()) else {
+            bail!("calibration needs inputs that are f32 in main memory")
+        };
+        let values = &values[first..end];
         let moments = match site {
             Site::Qkv => &mut self.qkv,
             Site::O => &mut self.o,
             Site::GateUp => &mut self.gate_up,
             Site::Down => &mut self.down,
         };
-        moments.add(&values, n);
+        moments.add(values, n);
         if site == Site::Qkv {
             self.tokens += values.len() / n;
-            self.pending = values;
+            self.pending = values.to_vec();
         }
         Ok(())
     }

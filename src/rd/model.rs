@@ -68,7 +68,7 @@ pub fn measure_model(
     let config = &model.config;
     let sequences = sequences(&model, options.calibration, progress)?;
     let embedding = Model::load_embedding(config, &*model.weights).map_err(QuantizeError::Weights)?;
-    let mut hidden = hidden_states(config, &embedding, &sequences)?;
+    let mut hidden = hidden_states(&embedding, &sequences)?;
     let coders = Coders::new(options.effort);
     let mut curves = Vec::new();
     let mut replaced = vec![HashMap::new(); options.methods.len() * options.rates.len()];
