@@ -1,34 +1,42 @@
 //! Causal attention with grouped queries, in tiles of queries.
+use crate::cache::Rows;
 use crate::ops::{guard, softmax};
-use candle_core::{bail, Result, Tensor};
+use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 use std::cell::Cell;
 use ws_kernels::dense::{matmul, View};
 
 /// Queries a tile, for each head of a group: keys after a tile's last query are not touched, and its scores stay in the cache.
 const TILE: usize = 32;
-/// Up to this many rows of scores are computed one by one: `gemm` would repack the keys for them.
+/// Up to this many rows of scores are computed one by one: `gemm` would repack keys and values for them.
 const FEW: usize = 8;
+/// Keys or values that are converted at a time for few rows: they stay in the first-level cache.
+const BLOCK: usize = 64;
+/// Products that are summed side by side.
+const LANES: usize = 16;
+
+/// Working memory of a task.
+#[derive(Default)]
+struct Scratch {
+    queries: Vec<f32>,
+    scores: Vec<f32>,
+    converted: Vec<f32>,
+}
 
 thread_local! {
-    /// Queries and scores of a task.
-    static SCRATCH: Cell<(Vec<f32>, Vec<f32>)> = const { Cell::new((Vec::new(), Vec::new())) };
+    static SCRATCH: Cell<Scratch> = Cell::default();
 }
 
 /// Attention of `tokens` new queries over `keys >= tokens` keys, the last query at the last key.
 ///
-/// `q`: f32 `[batch, heads, tokens, head_dim]`, contiguous; `k`, `v`: f32 `[batch, kv_heads, keys, head_dim]`, contiguous but for the distance between heads.
+/// `q`: f32 `[batch, heads, tokens, head_dim]`, contiguous; `k`, `v`: heads `batch x kv_heads` of `keys` rows.
 /// Returns f32 `[batch, tokens, heads * head_dim]`, and if `received` is asked for the attention that each key receives, summed over heads and queries,
 /// f32 `[batch, keys]`.
-pub(crate) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, received: bool) -> Result<(Tensor, Option<Tensor>)> {
+pub(crate) fn attend(q: &Tensor, [k, v]: [Rows; 2], kv_heads: usize, keys: usize, received: bool) -> Result<(Tensor, Option<Tensor>)> {
     let (batch, heads, tokens, dim) = q.dims4()?;
-    let (_, kv_heads, keys, _) = k.dims4()?;
     let (group, past) = (heads / kv_heads, keys - tokens);
-    if k.shape() != v.shape() || [k, v].iter().any(|x| x.stride()[2..] != [dim, 1] || x.stride()[0] != kv_heads * x.stride()[1]) {
-        bail!("attention needs keys and values of one shape with rows side by side")
-    }
-    let ((k_step, v_step), guards) = ((k.stride()[1], v.stride()[1]), [guard(q), guard(k), guard(v)]);
-    let (q_values, k_values, v_values) = (guards[0].contiguous()?, guards[1].values()?, guards[2].values()?);
+    let q_guard = guard(q);
+    let q_values = q_guard.contiguous()?;
 
     let tiles = tokens.div_ceil(TILE);
     let arch = pulp::Arch::new();
@@ -40,37 +48,45 @@ pub(crate) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, received: bool) -> Resu
             let (head, start) = (task % (batch * kv_heads), (tiles - 1 - task / (batch * kv_heads)) * TILE);
             let rows = TILE.min(tokens - start);
             let seen = past + start + rows;
-            let k = View::new(&k_values[head * k_step..], seen, dim, dim);
-            let v = View::new(&v_values[head * v_step..], seen, dim, dim);
-            let (mut queries, mut scores) = SCRATCH.take();
+            let Scratch { mut queries, mut scores, mut converted } = SCRATCH.take();
             queries.clear();
             for h in 0..group {
                 queries.extend_from_slice(&q_values[((head * group + h) * tokens + start) * dim..][..rows * dim]);
             }
             scores.resize(group * rows * seen, 0.0);
-            let step = if group * rows <= FEW { 1 } else { group * rows };
-            for (q, scores) in queries.chunks(step * dim).zip(scores.chunks_mut(step * seen)) {
-                matmul(View::new(q, step, dim, dim), k.t(), scores);
+            let few = group * rows <= FEW;
+            if !few {
+                let k = k.read(head, 0..seen, &mut converted);
+                matmul(View::new(&queries, group * rows, dim, dim), View::new(k, seen, dim, dim).t(), &mut scores);
             }
+            let mut out = vec![0f32; group * rows * dim];
             arch.dispatch(
                 #[inline(always)]
                 || {
+                    if few {
+                        score(&queries, k, head, dim, &mut converted, &mut scores);
+                    }
                     for (i, row) in scores.chunks_exact_mut(seen).enumerate() {
                         let (visible, hidden) = row.split_at_mut(past + start + i % rows + 1);
                         softmax(visible, 1.0 / (dim as f32).sqrt());
                         hidden.fill(0.0);
                     }
+                    if few {
+                        mix(&scores, v, head, dim, &mut converted, &mut out);
+                    }
                 },
             );
-            let mut out = vec![0f32; group * rows * dim];
-            matmul(View::new(&scores, group * rows, seen, seen), v, &mut out);
+            if !few {
+                let v = v.read(head, 0..seen, &mut converted);
+                matmul(View::new(&scores, group * rows, seen, seen), View::new(v, seen, dim, dim), &mut out);
+            }
             let mut sums = vec![0f32; if received { seen } else { 0 }];
             for row in scores.chunks_exact(seen) {
                 for (sum, score) in sums.iter_mut().zip(row) {
                     *sum += score;
                 }
             }
-            SCRATCH.set((queries, scores));
+            SCRATCH.set(Scratch { queries, scores, converted });
             (out, sums)
         })
         .collect();
@@ -91,4 +107,65 @@ pub(crate) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, received: bool) -> Resu
     }
     let received = if received { Some(Tensor::from_vec(sums, (batch, keys), q.device())?) } else { None };
     Ok((Tensor::from_vec(out, (batch, tokens, heads * dim), q.device())?, received))
+}
+
+/// `scores[i][j] = queries[i] . key j` for all keys of a row of scores; `queries`: rows of `dim`. For use inside `pulp`'s dispatch, as those below.
+#[inline(always)]
+fn score(queries: &[f32], k: Rows, head: usize, dim: usize, converted: &mut Vec<f32>, scores: &mut [f32]) {
+    let seen = scores.len() / (queries.len() / dim);
+    for first in (0..seen).step_by(BLOCK) {
+        let keys = k.read(head, first..seen.min(first + BLOCK), converted);
+        for (query, scores) in queries.chunks_exact(dim).zip(scores.chunks_exact_mut(seen)) {
+            for (key, score) in keys.chunks_exact(dim).zip(&mut scores[first..]) {
+                *score = dot(query, key);
+            }
+        }
+    }
+}
+
+/// `out[i] = sum_j scores[i][j] value j`; `out`: rows of `dim`.
+#[inline(always)]
+fn mix(scores: &[f32], v: Rows, head: usize, dim: usize, converted: &mut Vec<f32>, out: &mut [f32]) {
+    let seen = scores.len() / (out.len() / dim);
+    for first in (0..seen).step_by(BLOCK) {
+        let values = v.read(head, first..seen.min(first + BLOCK), converted);
+        for (scores, out) in scores.chunks_exact(seen).zip(out.chunks_exact_mut(dim)) {
+            for (values, scores) in values.chunks(4 * dim).zip(scores[first..].chunks(4)) {
+                if let [a, b, c, d] = *scores {
+                    let (ab, cd) = values.split_at(2 * dim);
+                    let ((va, vb), (vc, vd)) = (ab.split_at(dim), cd.split_at(dim));
+                    for ((((out, va), vb), vc), vd) in out.iter_mut().zip(va).zip(vb).zip(vc).zip(vd) {
+                        *out += (a * va + b * vb) + (c * vc + d * vd);
+                    }
+                } else {
+                    for (value, score) in values.chunks_exact(dim).zip(scores) {
+                        out.iter_mut().zip(value).for_each(|(out, v)| *out += score * v);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    let mut sums = [0f32; LANES];
+    for (a, b) in a.iter().zip(b) {
+        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
+            *sum += a * b;
+        }
+    }
+    for ((sum, a), b) in sums.iter_mut().zip(a_rest).zip(b_rest) {
+        *sum += a * b;
+    }
+    // In pairs, as vectors are folded.
+    let mut width = LANES / 2;
+    while width > 0 {
+        for lane in 0..width {
+            sums[lane] += sums[lane + width];
+        }
+        width /= 2;
+    }
+    sums[0]
 }

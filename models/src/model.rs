@@ -1,9 +1,10 @@
 //! Embedding, blocks, norm, head; prefill and decode with a KV cache.
 use crate::attention::attend;
-pub use crate::cache::KvCache;
+use crate::cache::Rows;
+pub use crate::cache::{KvCache, KvType};
 use crate::config::Config;
 use crate::linear::{Linear, Table};
-use crate::ops::{add, split_heads, swiglu};
+use crate::ops::{add, guard, split_heads, swiglu};
 use crate::rope::Rope;
 use crate::weights::{WeightError, Weights};
 use candle_core::{bail, DType, Device, Result, Tensor};
@@ -126,11 +127,17 @@ impl Block {
         let q = split_heads(&q, config.heads, Some(angles))?;
         let k = split_heads(&k, config.kv_heads, Some(angles))?;
         let v = split_heads(&v?, config.kv_heads, None)?;
-        let (k, v) = match cache {
-            Some((block, cache)) => cache.append(block, &k, &v)?,
-            None => (k, v),
+        let (mixed, received) = match cache {
+            Some((block, cache)) => {
+                let keys = cache.len() + tokens;
+                attend(&q, cache.append(block, &k, &v)?, config.kv_heads, keys, false)?
+            }
+            None => {
+                let guards = [guard(&k), guard(&v)];
+                let rows = |values| Rows::new(values, tokens, config.head_dim);
+                attend(&q, [rows(guards[0].contiguous()?), rows(guards[1].contiguous()?)], config.kv_heads, tokens, tap.is_some())?
+            }
         };
-        let (mixed, received) = attend(&q, &k, &v, tap.is_some())?;
         if let (Some(tap), Some(sums)) = (tap.as_mut(), received) {
             let queries: Vec<_> = (0..tokens).map(|j| 1.0 / (config.heads * (tokens - j)) as f32).collect();
             tap.attention(&sums.broadcast_mul(&Tensor::new(queries, x.device())?)?)?;

@@ -3,7 +3,7 @@ mod common;
 use candle_core::{DType, Device, Tensor};
 use common::{config, Tensors};
 use std::collections::HashSet;
-use ws_models::model::{KvCache, Model};
+use ws_models::model::{KvCache, KvType, Model};
 use ws_models::registry::aliases;
 
 fn model(name: &str) -> Model {
@@ -17,7 +17,7 @@ fn ids(list: &[u32]) -> Tensor {
 #[test]
 fn a_full_cache_is_an_error_and_keeps_its_tokens() {
     let model = model("llama2");
-    let mut cache = KvCache::new(&model.config, 1, 6).unwrap();
+    let mut cache = KvCache::new(&model.config, KvType::F16, 1, 6).unwrap();
     let expected = model.forward(&ids(&[1, 2, 3, 4, 5]), &mut cache).unwrap();
     let error = model.forward(&ids(&[6, 7]), &mut cache).unwrap_err().to_string();
     assert!(error.contains("context of 6 tokens"), "{error}");
@@ -34,7 +34,7 @@ fn a_full_cache_is_an_error_and_keeps_its_tokens() {
 fn caches_that_cannot_be() {
     let config = config("llama2");
     for (batch, context, word) in [(0, 8, "one sequence"), (1, 0, "one token"), (1, 513, "512 tokens"), (usize::MAX / 2, 512, "memory")] {
-        let Err(error) = KvCache::new(&config, batch, context) else { panic!("{batch} x {context}") };
+        let Err(error) = KvCache::new(&config, KvType::F16, batch, context) else { panic!("{batch} x {context}") };
         assert!(error.to_string().contains(word), "{error}");
     }
 }
@@ -42,7 +42,7 @@ fn caches_that_cannot_be() {
 #[test]
 fn wrong_ids_and_caches() {
     let model = model("llama2");
-    let mut cache = KvCache::new(&model.config, 1, 8).unwrap();
+    let mut cache = KvCache::new(&model.config, KvType::F16, 1, 8).unwrap();
     let error = model.forward(&ids(&[3, 128]), &mut cache).unwrap_err().to_string();
     assert!(error.contains("128"), "{error}");
     assert!(cache.is_empty());
@@ -50,7 +50,7 @@ fn wrong_ids_and_caches() {
     assert!(model.forward(&none, &mut cache).is_err() && model.forward_all(&none).is_err());
     let two = Tensor::zeros((2, 3), DType::U32, &Device::Cpu).unwrap();
     assert!(model.forward(&two, &mut cache).unwrap_err().to_string().contains("sequences"));
-    let mut other = KvCache::new(&config("qwen3"), 1, 8).unwrap();
+    let mut other = KvCache::new(&config("qwen3"), KvType::F16, 1, 8).unwrap();
     assert!(model.forward(&ids(&[1]), &mut other).is_err());
     assert!(model.forward(&ids(&[1]), &mut cache).is_ok());
 }
@@ -85,7 +85,7 @@ fn threads_change_nothing() {
     let results = |threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
-            let mut cache = KvCache::new(&model.config, 1, 201).unwrap();
+            let mut cache = KvCache::new(&model.config, KvType::F16, 1, 201).unwrap();
             let prefill = model.forward(&ids(&tokens), &mut cache).unwrap();
             let step = model.forward(&ids(&[5]), &mut cache).unwrap();
             [prefill, step].map(|x| x.flatten_all().unwrap().to_vec1::<f32>().unwrap())

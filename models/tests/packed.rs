@@ -10,7 +10,7 @@ use ws_kernels::layout::{pack, Column, Geometry};
 use ws_kernels::packed::{Exception, PackedMatrix, Parts};
 use ws_kernels::rows8::Rows8;
 use ws_models::linear::{Linear, Matrix, Table};
-use ws_models::model::{KvCache, Model};
+use ws_models::model::{KvCache, KvType, Model};
 use ws_models::weights::{WeightError, Weights};
 
 /// Packs a dense matrix with columns of all widths and an exception in every eighth row.
@@ -152,7 +152,7 @@ fn packed_models_match_their_dense_copies() {
         let error = relative(&packed.forward_all(&ids).unwrap(), &expected);
         assert!(error < 3e-3, "{name}: {error}");
 
-        let mut cache = KvCache::new(&packed.config, 2, 30).unwrap();
+        let mut cache = KvCache::new(&packed.config, KvType::F32, 2, 30).unwrap();
         packed.forward(&ids.narrow(1, 0, 20).unwrap(), &mut cache).unwrap();
         for i in 20..30 {
             let logits = packed.forward(&ids.narrow(1, i, 1).unwrap(), &mut cache).unwrap();

@@ -5,6 +5,7 @@ use crate::eval::{self, machine, BenchOptions, Spread};
 use crate::progress::Progress;
 use crate::runtime::TextModel;
 use serde_json::json;
+use ws_models::model::KvType;
 use ws_models::shapes;
 
 /// Time prefill and decode: medians over repeated runs.
@@ -32,6 +33,9 @@ pub(super) struct Args {
     /// Timed runs, after one that is not counted
     #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     repeat: u32,
+    /// How keys and values are stored: f32, f16 or int8
+    #[arg(long, value_name = "TYPE", default_value_t)]
+    kv_cache: KvType,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -43,7 +47,7 @@ const EXAMPLES: &str = "Examples:
   wsrun bench --model ./my-model --prompt-tokens 512 --tokens 128 --threads 1 --json";
 
 pub(super) fn run(args: Args, threads: usize) -> anyhow::Result<()> {
-    let (name, model) = match (&args.random_weights, &args.model) {
+    let (name, mut model) = match (&args.random_weights, &args.model) {
         (Some(shape), _) => {
             let opened =
                 RandomWeights::new(args.rate).open(shapes::config_json(shape).unwrap_or_default(), args.layers.map(|n| n as usize))?;
@@ -56,6 +60,7 @@ pub(super) fn run(args: Args, threads: usize) -> anyhow::Result<()> {
             (name, model)
         }
     };
+    model.set_kv_type(args.kv_cache);
     let options = BenchOptions { prompt_tokens: args.prompt_tokens as usize, tokens: args.tokens as usize, repeat: args.repeat as usize };
     let mut bar = Progress::new("runs", args.repeat.into());
     let result = eval::bench(&model, &options, |done, _| bar.set(done as u64, ""))?;
@@ -69,6 +74,7 @@ pub(super) fn run(args: Args, threads: usize) -> anyhow::Result<()> {
             "prompt_tokens": args.prompt_tokens,
             "tokens": args.tokens,
             "repeat": args.repeat,
+            "kv_cache": args.kv_cache.to_string(),
             "prefill_tokens_per_s": result.prefill.median,
             "prefill_spread": result.prefill,
             "decode_tokens_per_s": result.decode.median,

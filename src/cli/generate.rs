@@ -5,6 +5,7 @@ use crate::sampling::Sampling;
 use anyhow::Context;
 use std::io::{IsTerminal, Read};
 use std::ops::ControlFlow;
+use ws_models::model::KvType;
 
 /// Continue a prompt, or answer it with --chat; the text streams to stdout as it comes.
 #[derive(clap::Args)]
@@ -48,6 +49,9 @@ pub(super) struct Args {
     /// Tokens that prompt and answer may have together [default: the model's longest]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     context: Option<u32>,
+    /// How keys and values are stored: f32, f16 or int8
+    #[arg(long, value_name = "TYPE", default_value_t)]
+    kv_cache: KvType,
     /// Print one JSON object at the end instead of streaming
     #[arg(long)]
     json: bool,
@@ -76,7 +80,8 @@ pub(super) fn run(args: Args, threads: usize) -> anyhow::Result<()> {
     if prompt.is_empty() {
         return Err(RuntimeError::EmptyPrompt.into());
     }
-    let model = load::load(&args.model, false, args.context.map(|c| c as usize))?;
+    let mut model = load::load(&args.model, false, args.context.map(|c| c as usize))?;
+    model.set_kv_type(args.kv_cache);
     let ids = if args.chat {
         let system = args.system.map(|s| Message::new("system", &s));
         let messages: Vec<Message> = system.into_iter().chain([Message::new("user", &prompt)]).collect();

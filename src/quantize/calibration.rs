@@ -5,7 +5,7 @@ use crate::sampling::{Sampler, Sampling};
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 use ws_models::config::Config;
-use ws_models::model::{KvCache, Model};
+use ws_models::model::{KvCache, KvType, Model};
 
 /// Bytes of KV cache that self-generation may take at once.
 const CACHE_BYTES: usize = 3 << 29;
@@ -62,7 +62,7 @@ fn self_generated(model: &Opened, options: &Options, progress: &mut dyn FnMut(Pr
             let start = bos.into_iter().chain([sampler.sample(&uniform, &[])?]);
             texts.push(start.take(options.context).collect::<Vec<u32>>());
         }
-        let mut cache = KvCache::new(config, count, options.context)?;
+        let mut cache = KvCache::new(config, KvType::F32, count, options.context)?;
         let mut fed = 0;
         while texts[0].len() < options.context {
             let next: Vec<u32> = texts.iter().flat_map(|text| text[fed..].iter().copied()).collect();
@@ -81,5 +81,5 @@ fn self_generated(model: &Opened, options: &Options, progress: &mut dyn FnMut(Pr
 }
 
 fn cache_bytes(config: &Config, context: usize) -> usize {
-    (2 * 4 * config.layers * config.kv_heads * config.head_dim).saturating_mul(context).max(1)
+    (2 * config.layers * config.kv_heads * KvType::F32.bytes(config.head_dim)).saturating_mul(context).max(1)
 }

@@ -3,7 +3,7 @@ use super::{ChatTemplate, Message, RuntimeError, Session};
 use crate::hub::Opened;
 use serde_json::Value;
 use tokenizers::Tokenizer;
-use ws_models::model::Model;
+use ws_models::model::{KvType, Model};
 
 /// A model that reads and writes text.
 pub struct TextModel {
@@ -14,6 +14,7 @@ pub struct TextModel {
     eos: Vec<u32>,
     chat_template: Option<ChatTemplate>,
     context: usize,
+    kv: KvType,
 }
 
 impl TextModel {
@@ -41,7 +42,7 @@ impl TextModel {
         let chat_template = chat_template.map(|source| ChatTemplate::new(&source, &bos_token, &eos_token)).transpose()?;
         let context = config.max_context;
         let model = Model::load(config, &*weights).map_err(RuntimeError::Weights)?;
-        Ok(Self { model, tokenizer, bos, eos, chat_template, context })
+        Ok(Self { model, tokenizer, bos, eos, chat_template, context, kv: KvType::default() })
     }
 
     /// Limits (or restores) the context: prompt and generated tokens together. It starts as the model's longest.
@@ -55,6 +56,11 @@ impl TextModel {
         }
         self.context = context;
         Ok(())
+    }
+
+    /// How the sessions to come store keys and values: half precision if this is not called.
+    pub fn set_kv_type(&mut self, kv: KvType) {
+        self.kv = kv;
     }
 
     /// Tokens that a prompt and its continuation may have together.
@@ -127,7 +133,7 @@ impl TextModel {
         if capacity == 0 || capacity > self.context {
             return Err(RuntimeError::Context { context: capacity, longest: self.context });
         }
-        Session::new(&self.model, capacity)
+        Session::new(&self.model, self.kv, capacity)
     }
 
     fn check(&self, ids: &[u32]) -> Result<(), RuntimeError> {

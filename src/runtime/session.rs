@@ -1,7 +1,7 @@
 //! One sequence and its KV cache.
 use super::RuntimeError;
 use candle_core::{Device, Tensor};
-use ws_models::model::{KvCache, Model};
+use ws_models::model::{KvCache, KvType, Model};
 
 /// Tokens of one step of prefill: attention scores of a step are heads x 256 x context.
 const CHUNK: usize = 256;
@@ -13,8 +13,8 @@ pub struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    pub(super) fn new(model: &'a Model, capacity: usize) -> Result<Self, RuntimeError> {
-        Ok(Self { model, cache: KvCache::new(&model.config, 1, capacity)? })
+    pub(super) fn new(model: &'a Model, kv: KvType, capacity: usize) -> Result<Self, RuntimeError> {
+        Ok(Self { model, cache: KvCache::new(&model.config, kv, 1, capacity)? })
     }
 
     /// Appends at least one token, many at a time, and returns the logits after the last one, `[vocab]`.
