@@ -1,6 +1,7 @@
 //! The products of one row block of one run: a single definition over byte vectors of any width.
 use super::tables::{Map, Reads, Tables};
 use crate::layout::VECTOR;
+use std::mem::MaybeUninit;
 
 /// Byte vectors of one instruction set.
 ///
@@ -19,6 +20,8 @@ pub(super) trait Vector {
     const ROWS: usize;
     /// Index bits of the smallest level table look-up.
     const TABLE_BITS: usize;
+    /// Index bits of the largest level table that fits into registers with a row's maps: up to it a kernel takes one row of some column groups at a time.
+    const HELD_BITS: usize;
 
     unsafe fn load(p: *const u8) -> Self::V;
     unsafe fn store(p: *mut u8, v: Self::V);
@@ -39,6 +42,9 @@ pub(super) trait Vector {
     unsafe fn level<const BITS: usize>(table: &[u8; 256], index: Self::V) -> Self::V;
     unsafe fn prefetch(p: *const u8);
 }
+
+/// Bytes that are asked for ahead. Measured on Sapphire Rapids: 20 to 45 % from DRAM; nothing on Zen 4 and 5.
+const PREFETCH: usize = 4096;
 
 const NIBBLE: usize = Reads::Nibble as usize;
 const TWO_BYTES: usize = Reads::TwoBytes as usize;
@@ -140,8 +146,70 @@ macro_rules! each_of_four {
     };
 }
 
+/// `$body` eight times with `$r` a constant from 0 to 7.
+macro_rules! each_of_eight {
+    ($r:ident, $body:expr) => {
+        each_of_eight!(@ $r, $body, 0 1 2 3 4 5 6 7)
+    };
+    (@ $r:ident, $body:expr, $($row:literal)*) => {
+        $({
+            const $r: usize = $row;
+            $body;
+        })*
+    };
+}
+
+/// What the rows of one half of a unit are made of, as linear maps read it; what a code does not read is anything.
+#[derive(Clone, Copy)]
+struct Sources<S> {
+    current: S,
+    previous: S,
+    older: S,
+    /// Raw bits `2p + 1, 2p` of four rows.
+    pairs: [S; 2],
+    /// The top raw bit of eight rows, if raw bits are odd.
+    top: S,
+}
+
+/// Bytes `level + 128` of row `half * 4 + j` of a unit. `PATH` and `RAW`: path and raw bits; `READS`: a [`Reads`].
+#[inline(always)]
+unsafe fn level_of<T: Vector, const PATH: usize, const RAW: usize, const READS: usize, const BITS: usize>(
+    sources: &Sources<T::Split>,
+    tables: &Tables,
+    half: usize,
+    j: usize,
+) -> T::V {
+    let row = half * 4 + j;
+    let position = if PATH == 2 { j } else { row };
+    let mut index = match READS {
+        NIBBLE => T::map_nibble(&tables.current[position], sources.current, if PATH == 2 { j < 2 } else { half == 0 }),
+        WINDOW if half == 0 => T::map_nibble(&tables.current[position], sources.current, true),
+        _ => T::map(&tables.current[position], sources.current),
+    };
+    if READS == WINDOW && position == 7 {
+        index = T::xor(index, T::map_nibble(&tables.previous[position], sources.previous, false));
+    } else if READS != NIBBLE {
+        index = T::xor(index, T::map(&tables.previous[position], sources.previous));
+    }
+    if READS == WINDOW && position < 3 {
+        index = T::xor(index, T::map_nibble(&tables.older[position], sources.older, false));
+    } else if READS == THREE_BYTES {
+        index = T::xor(index, T::map(&tables.older[position], sources.older));
+    }
+    if RAW >= 2 {
+        index = T::xor(index, T::map_nibble(&tables.pairs[0][j], sources.pairs[0], j < 2));
+    }
+    if RAW >= 4 {
+        index = T::xor(index, T::map_nibble(&tables.pairs[1][j], sources.pairs[1], j < 2));
+    }
+    if RAW % 2 == 1 {
+        index = T::xor(index, T::map_nibble(&tables.top[row], sources.top, half == 0));
+    }
+    T::level::<BITS>(&tables.levels[position], index)
+}
+
 /// The row vectors of 4 rows from `R0` of a unit go to `sink` as bytes `level + 128`.
-/// `PATH` is 0 for width 8 and, with `RAW` 0, for levels that [`look_up`] has made; `READS`: a [`Reads`].
+/// `PATH` is 0 for width 8 and, with `RAW` 0, for levels that [`look_up`] has made.
 #[inline(always)]
 unsafe fn rows4<T: Vector, const PATH: usize, const RAW: usize, const READS: usize, const BITS: usize, const R0: usize>(
     unit: *const u8,
@@ -156,39 +224,15 @@ unsafe fn rows4<T: Vector, const PATH: usize, const RAW: usize, const READS: usi
     let tables = opaque(tables);
     let half = R0 / 4;
     let current = T::split(T::load(unit.add(if PATH == 2 { half * VECTOR } else { 0 })));
-    let previous = if READS == NIBBLE { current } else { T::split(T::load(if PATH == 2 && half == 1 { unit } else { previous })) };
-    let older = if READS == NIBBLE || READS == TWO_BYTES { current } else { T::split(T::load(older)) };
     let raw = |vector: usize| T::split(T::load(unit.add((PATH + vector) * VECTOR)));
-    let pairs = [if RAW >= 2 { raw(half) } else { current }, if RAW >= 4 { raw(2 + half) } else { current }];
-    let top = if RAW % 2 == 1 { raw(RAW - 1) } else { current };
-    each_of_four!(j, {
-        let position = if PATH == 2 { j } else { R0 + j };
-        let mut index = match READS {
-            NIBBLE => T::map_nibble(&tables.current[position], current, if PATH == 2 { j < 2 } else { half == 0 }),
-            WINDOW if half == 0 => T::map_nibble(&tables.current[position], current, true),
-            _ => T::map(&tables.current[position], current),
-        };
-        if READS == WINDOW && position == 7 {
-            index = T::xor(index, T::map_nibble(&tables.previous[position], previous, false));
-        } else if READS != NIBBLE {
-            index = T::xor(index, T::map(&tables.previous[position], previous));
-        }
-        if READS == WINDOW && position < 3 {
-            index = T::xor(index, T::map_nibble(&tables.older[position], older, false));
-        } else if READS == THREE_BYTES {
-            index = T::xor(index, T::map(&tables.older[position], older));
-        }
-        if RAW >= 2 {
-            index = T::xor(index, T::map_nibble(&tables.pairs[0][j], pairs[0], j < 2));
-        }
-        if RAW >= 4 {
-            index = T::xor(index, T::map_nibble(&tables.pairs[1][j], pairs[1], j < 2));
-        }
-        if RAW % 2 == 1 {
-            index = T::xor(index, T::map_nibble(&tables.top[R0 + j], top, half == 0));
-        }
-        sink(j, T::level::<BITS>(&tables.levels[position], index));
-    });
+    let sources = Sources {
+        current,
+        previous: if READS == NIBBLE { current } else { T::split(T::load(if PATH == 2 && half == 1 { unit } else { previous })) },
+        older: if READS == NIBBLE || READS == TWO_BYTES { current } else { T::split(T::load(older)) },
+        pairs: [if RAW >= 2 { raw(half) } else { current }, if RAW >= 4 { raw(2 + half) } else { current }],
+        top: if RAW % 2 == 1 { raw(RAW - 1) } else { current },
+    };
+    each_of_four!(j, sink(j, level_of::<T, PATH, RAW, READS, BITS>(&sources, tables, half, j)));
 }
 
 /// Sums of levels times planes over the whole block; the same for every `T`.
@@ -207,18 +251,154 @@ pub(super) unsafe fn dot<T: Vector, const PATH: usize, const RAW: usize, const R
         strip::<T, PATH, RAW, READS, BITS, 0>(block, planes, step, &mut sums, 0..block.groups, 0);
         return sums;
     }
+    let (mut apart, mut x) = (MaybeUninit::uninit(), MaybeUninit::uninit());
     for first in (0..block.groups).step_by(TILE) {
         let groups = first..block.groups.min(first + TILE);
         for part in 0..VECTOR / T::BYTES {
-            strip::<T, PATH, RAW, READS, BITS, 0>(block, planes, step, &mut sums, groups.clone(), part);
-            strip::<T, PATH, RAW, READS, BITS, 4>(block, planes, step, &mut sums, groups.clone(), part);
+            if PATH == 0 || BITS > T::HELD_BITS {
+                strip::<T, PATH, RAW, READS, BITS, 0>(block, planes, step, &mut sums, groups.clone(), part);
+                strip::<T, PATH, RAW, READS, BITS, 4>(block, planes, step, &mut sums, groups.clone(), part);
+                continue;
+            }
+            take_apart::<T, PATH, RAW, READS>(block, groups.clone(), part, &mut apart);
+            let apart = apart.as_ptr();
+            spread::<T>(planes, step, groups.clone(), part, &mut x);
+            each_of_eight!(
+                R,
+                row_dot::<T, PATH, RAW, READS, BITS, R>(apart, x.as_ptr().cast(), groups.len(), block.tables, part, &mut sums)
+            );
         }
     }
     sums
 }
 
-/// Column groups after which a kernel with fewer than all rows and bytes goes back to the others.
-const TILE: usize = 32;
+/// Column groups after which a kernel of narrow vectors goes back to the other rows and bytes. One row at a time needs half the instructions that all rows
+/// need, whose tables are loaded again for each group. Measured on Zen 3 (plain AVX2, 4096 x 4096): 11.3 to 17.5 at 1 bit, 11.0 both at 2 bits (32 half levels),
+/// 8.7 to 8.0 x 10^9 weights a second at 3 bits (64), where tables do not fit into registers.
+const TILE: usize = 16;
+
+/// The vectors of [`TILE`] column groups, taken apart. Only those are written that the code reads.
+struct Apart<S> {
+    path: [[S; TILE]; 2],
+    previous: [S; TILE],
+    older: [S; TILE],
+    raw: [[S; TILE]; 5],
+}
+
+/// What rows of half `half` of a group are made of.
+///
+/// # Safety
+/// `apart` must hold the group.
+#[inline(always)]
+unsafe fn sources<S: Copy, const PATH: usize, const RAW: usize, const READS: usize>(
+    apart: *const Apart<S>,
+    group: usize,
+    half: usize,
+) -> Sources<S> {
+    // Without a bound on the group that the compiler sees: it would unroll the loop over them, beyond what fits into caches of instructions.
+    let read = |vectors: *const [S; TILE]| vectors.cast::<S>().add(group).read();
+    let current = read(&raw const (*apart).path[if PATH == 2 { half } else { 0 }]);
+    let raw = |vector: usize| read(&raw const (*apart).raw[vector]);
+    Sources {
+        current,
+        previous: match READS {
+            NIBBLE => current,
+            _ if PATH == 2 && half == 1 => read(&raw const (*apart).path[0]),
+            _ => read(&raw const (*apart).previous),
+        },
+        older: if READS == NIBBLE || READS == TWO_BYTES { current } else { read(&raw const (*apart).older) },
+        pairs: [if RAW >= 2 { raw(half) } else { current }, if RAW >= 4 { raw(2 + half) } else { current }],
+        top: if RAW % 2 == 1 { raw(RAW - 1) } else { current },
+    }
+}
+
+/// Fills `apart` with bytes `part` of the groups, and one more group that repeats the last.
+#[inline(always)]
+unsafe fn take_apart<T: Vector, const PATH: usize, const RAW: usize, const READS: usize>(
+    block: &Block,
+    groups: std::ops::Range<usize>,
+    part: usize,
+    apart: &mut MaybeUninit<Apart<T::Split>>,
+) {
+    let apart = apart.as_mut_ptr();
+    let at = part * T::BYTES;
+    for n in 0..groups.len().next_multiple_of(2) {
+        let group = groups.start + n.min(groups.len() - 1);
+        let unit = block.codes.add(group * (PATH + RAW) * VECTOR);
+        let before = block.before(group, at);
+        for v in 0..PATH + RAW {
+            if part == 0 {
+                T::prefetch(unit.wrapping_add(PREFETCH + v * VECTOR));
+            }
+            let split = T::split(T::load(unit.add(v * VECTOR + at)));
+            if v < PATH {
+                (*apart).path[v][n] = split;
+            } else {
+                (*apart).raw[v - PATH][n] = split;
+            }
+        }
+        if READS != NIBBLE {
+            (*apart).previous[n] = T::split(T::load(before[0]));
+        }
+        if READS == WINDOW || READS == THREE_BYTES {
+            (*apart).older[n] = T::split(T::load(before[1]));
+        }
+    }
+}
+
+/// Bytes `part` of the high and low planes for each column group, and zeros behind the last.
+#[inline(always)]
+unsafe fn spread<T: Vector>(
+    planes: [*const u8; 2],
+    step: usize,
+    groups: std::ops::Range<usize>,
+    part: usize,
+    x: &mut MaybeUninit<[[T::V; 2]; TILE + 1]>,
+) {
+    let mut x = x.as_mut_ptr().cast::<[T::V; 2]>();
+    for group in groups {
+        for (plane, address) in planes.into_iter().enumerate() {
+            (*x)[plane] = activations::<T>(address.add(step * group), step, part * T::BYTES);
+        }
+        x = x.add(1);
+    }
+    x.write([T::load([0; VECTOR].as_ptr()); 2]);
+}
+
+/// Bytes `at` of a column group's activations, `step` bytes of a plane.
+#[inline(always)]
+unsafe fn activations<T: Vector>(group: *const u8, step: usize, at: usize) -> T::V {
+    match step {
+        4 => T::repeat4(group),
+        8 => T::repeat8(group),
+        _ => T::load(group.add(at)),
+    }
+}
+
+/// Adds one row's products with `groups` column groups to its sums; two groups at a time, so there may be one more in `apart` and in `x`.
+#[inline(always)]
+unsafe fn row_dot<T: Vector, const PATH: usize, const RAW: usize, const READS: usize, const BITS: usize, const R: usize>(
+    apart: *const Apart<T::Split>,
+    mut x: *const [T::V; 2],
+    groups: usize,
+    tables: &Tables,
+    part: usize,
+    sums: &mut Sums,
+) {
+    let at = part * T::BYTES / 4;
+    let [mut high, mut low] = [T::load_sums(sums[R][0].as_ptr().add(at)), T::load_sums(sums[R][1].as_ptr().add(at))];
+    for pair in 0..groups.div_ceil(2) {
+        for group in [2 * pair, 2 * pair + 1] {
+            let w =
+                level_of::<T, PATH, RAW, READS, BITS>(&sources::<T::Split, PATH, RAW, READS>(apart, group, R / 4), tables, R / 4, R % 4);
+            high = T::dot(high, w, (*x)[0]);
+            low = T::dot(low, w, (*x)[1]);
+            x = x.add(1);
+        }
+    }
+    T::store_sums(sums[R][0].as_mut_ptr().add(at), high);
+    T::store_sums(sums[R][1].as_mut_ptr().add(at), low);
+}
 
 /// Levels of a column group with 128 added, `[row][byte of the vector]`.
 pub(crate) type Levels = [[u8; VECTOR]; 8];
@@ -233,6 +413,19 @@ pub(super) unsafe fn look_up<T: Vector, const PATH: usize, const RAW: usize, con
     groups: std::ops::Range<usize>,
     levels: &mut [Levels],
 ) {
+    if PATH > 0 && BITS <= T::HELD_BITS {
+        let mut apart = MaybeUninit::uninit();
+        for (first, levels) in groups.clone().step_by(TILE).zip(levels.chunks_mut(TILE)) {
+            let groups = first..groups.end.min(first + TILE);
+            for part in 0..VECTOR / T::BYTES {
+                take_apart::<T, PATH, RAW, READS>(block, groups.clone(), part, &mut apart);
+                let apart = apart.as_ptr();
+                let levels = &mut levels[..groups.len()];
+                each_of_eight!(R, row_look_up::<T, PATH, RAW, READS, BITS, R>(apart, block.tables, part, levels));
+            }
+        }
+        return;
+    }
     for (group, rows) in groups.zip(levels) {
         for at in (0..VECTOR).step_by(T::BYTES) {
             let unit = block.codes.add(group * (PATH + RAW) * VECTOR + at);
@@ -240,6 +433,20 @@ pub(super) unsafe fn look_up<T: Vector, const PATH: usize, const RAW: usize, con
             rows4::<T, PATH, RAW, READS, BITS, 0>(unit, before, block.tables, |j, w| T::store(rows[j].as_mut_ptr().add(at), w));
             rows4::<T, PATH, RAW, READS, BITS, 4>(unit, before, block.tables, |j, w| T::store(rows[4 + j].as_mut_ptr().add(at), w));
         }
+    }
+}
+
+/// Looks up one row of some column groups.
+#[inline(always)]
+unsafe fn row_look_up<T: Vector, const PATH: usize, const RAW: usize, const READS: usize, const BITS: usize, const R: usize>(
+    apart: *const Apart<T::Split>,
+    tables: &Tables,
+    part: usize,
+    levels: &mut [Levels],
+) {
+    for (group, rows) in levels.iter_mut().enumerate() {
+        let w = level_of::<T, PATH, RAW, READS, BITS>(&sources::<T::Split, PATH, RAW, READS>(apart, group, R / 4), tables, R / 4, R % 4);
+        T::store(rows[R].as_mut_ptr().add(part * T::BYTES), w);
     }
 }
 
@@ -299,8 +506,6 @@ unsafe fn strip<T: Vector, const PATH: usize, const RAW: usize, const READS: usi
     groups: std::ops::Range<usize>,
     part: usize,
 ) {
-    /// Measured on Sapphire Rapids: 20 to 45 % from DRAM; nothing on Zen 4 and 5.
-    const PREFETCH: usize = 4096;
     let unit_bytes = if PATH + RAW == 0 { 8 * VECTOR } else { (PATH + RAW) * VECTOR };
     let at = part * T::BYTES;
     let mut acc = [[T::load_sums(sums[0][0].as_ptr()); 2]; 8];
@@ -317,12 +522,7 @@ unsafe fn strip<T: Vector, const PATH: usize, const RAW: usize, const READS: usi
                 T::prefetch(unit.wrapping_add(PREFETCH + v * VECTOR));
             }
         }
-        let (high, low) = (high.add(step * group), low.add(step * group));
-        let (high, low) = match step {
-            4 => (T::repeat4(high), T::repeat4(low)),
-            8 => (T::repeat8(high), T::repeat8(low)),
-            _ => (T::load(high.add(at)), T::load(low.add(at))),
-        };
+        let (high, low) = (activations::<T>(high.add(step * group), step, at), activations::<T>(low.add(step * group), step, at));
         rows4::<T, PATH, RAW, READS, BITS, R0>(unit, before, block.tables, |j, w| {
             acc[j][0] = T::dot(acc[j][0], w, high);
             acc[j][1] = T::dot(acc[j][1], w, low);

@@ -6,7 +6,7 @@ use super::tables::Map;
 pub(super) struct Portable<const N: usize>;
 
 macro_rules! portable {
-    ($bytes:literal, $sums:literal, $rows:literal) => {
+    ($bytes:literal, $sums:literal, $rows:literal, $held:literal) => {
         impl Vector for Portable<$bytes> {
             type V = [u8; $bytes];
             type Sums = [i32; $sums];
@@ -14,6 +14,7 @@ macro_rules! portable {
             const BYTES: usize = $bytes;
             const ROWS: usize = $rows;
             const TABLE_BITS: usize = 8;
+            const HELD_BITS: usize = $held;
 
             #[inline(always)]
             unsafe fn load(p: *const u8) -> Self::V {
@@ -76,6 +77,6 @@ macro_rules! portable {
     };
 }
 
-portable!(16, 4, 4);
-portable!(32, 8, 4);
-portable!(64, 16, 8);
+portable!(16, 4, 4, 0);
+portable!(32, 8, 4, 8);
+portable!(64, 16, 8, 0);

@@ -42,12 +42,13 @@ unsafe fn negate(levels: __m256i, by: __m256i) -> __m256i {
 }
 
 macro_rules! avx2_common {
-    () => {
+    ($held:literal) => {
         type V = __m256i;
         type Sums = __m256i;
         const BYTES: usize = 32;
         const ROWS: usize = 4;
         const TABLE_BITS: usize = 4;
+        const HELD_BITS: usize = $held;
 
         #[inline(always)]
         unsafe fn load(p: *const u8) -> __m256i {
@@ -95,7 +96,7 @@ macro_rules! avx2_common {
 }
 
 impl Vector for Avx2 {
-    avx2_common!();
+    avx2_common!(6);
     /// Low and high nibbles.
     type Split = [__m256i; 2];
 
@@ -125,7 +126,7 @@ impl Vector for Avx2 {
 }
 
 impl Vector for Avx2Gfni {
-    avx2_common!();
+    avx2_common!(0);
     type Split = __m256i;
 
     #[inline(always)]
@@ -153,6 +154,7 @@ impl Vector for Avx512 {
     const BYTES: usize = 64;
     const ROWS: usize = 8;
     const TABLE_BITS: usize = 6;
+    const HELD_BITS: usize = 0;
 
     #[inline(always)]
     unsafe fn load(p: *const u8) -> __m512i {
