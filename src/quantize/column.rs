@@ -47,6 +47,11 @@ impl Distortions {
     }
 }
 
+/// Where a width stands in [`WIDTHS`].
+pub(super) fn slot_of(width: u8) -> usize {
+    WIDTHS.iter().position(|&w| w == width).expect("a known width")
+}
+
 /// An index and its neighbours.
 fn around(index: usize, len: usize) -> std::ops::Range<usize> {
     index.saturating_sub(1)..(index + 2).min(len)
@@ -170,7 +175,7 @@ impl Coder {
         if !is_coded(width) || is_gaussian(x, measure.count) {
             return self.encode_at(width, x, padded, 1.0, scratch);
         }
-        let slot = WIDTHS.iter().position(|&w| w == width).expect("a known width");
+        let slot = slot_of(width);
         let tried = known.stretch.map_or(0..STRETCHES.len(), |stretch| around(stretch[slot], STRETCHES.len()));
         self.best(width, x, padded, &tried.collect::<Vec<_>>(), measure, scratch).0
     }
@@ -240,5 +245,56 @@ pub(crate) fn gaussian_quantile(p: f64) -> f64 {
     } else {
         let (q, r) = (p - 0.5, (p - 0.5) * (p - 0.5));
         q * horner(&A, r) / (horner(&B, r) * r + 1.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::{Rng, SeedableRng};
+    use ws_kernels::tables::Effort;
+
+    fn normal(len: usize, seed: u64) -> Vec<f32> {
+        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
+        (0..len).map(|_| gaussian_quantile(rng.random_range(1e-9..1.0)) as f32).collect()
+    }
+
+    fn coder() -> Coder {
+        Coder::new(Arc::new(CodeSet::trellis(Effort::Fast)))
+    }
+
+    #[test]
+    fn simulated_columns_have_the_nominal_error_and_no_larger_values_than_the_code() {
+        let (coder, x) = (coder(), normal(1 << 15, 1));
+        for (slot, &width) in WIDTHS.iter().enumerate().filter(|(_, width)| is_coded(**width)) {
+            let simulated = coder.simulate(slot, 5, &x);
+            let error = x.iter().zip(&simulated.values).map(|(x, q)| ((x - q) as f64).powi(2)).sum::<f64>() / x.len() as f64;
+            // At 6 bits what lies beyond the largest level is a tenth of the error.
+            assert!((0.95..1.15).contains(&(error / coder.nominal[slot])), "{width} bits: {error} and {}", coder.nominal[slot]);
+            let mut scratch = Scratch::default();
+            let largest = |values: &[f32]| values.iter().fold(0f32, |max, v| max.max(v.abs()));
+            let coded = coder.encode_at(width, &x, x.len(), 1.0, &mut scratch);
+            assert!(largest(&simulated.values) <= largest(&coded.values), "{width} bits");
+        }
+    }
+
+    #[test]
+    fn a_later_round_chooses_nothing_worse() {
+        let coder = coder();
+        // Far from Gaussian: some rows have four times the amplitude.
+        let mut x: Vec<f32> = normal(512, 2).iter().enumerate().map(|(i, v)| if i % 8 == 0 { 4.0 * v } else { *v }).collect();
+        let scale = (x.iter().map(|v| v * v).sum::<f32>() / 512.0).sqrt();
+        x.iter_mut().for_each(|v| *v /= scale);
+        let ones = vec![1.0; 512];
+        let measure = Measure { weight: &ones, count: &ones, cap: 1.0 };
+        let mut scratch = Scratch::default();
+        for lambda in [0.1, 0.01, 0.001] {
+            let mut choose = |known: Option<&Distortions>| coder.choose(0, &x, 1.0, measure, lambda, known, &mut scratch);
+            let cost = |(width, _, found): &(u8, Encoded, Distortions)| found.mean[slot_of(*width)] + lambda * f64::from(*width);
+            let first = choose(None);
+            let second = choose(Some(&first.2));
+            assert!((1..=6).contains(&first.0), "{lambda}");
+            assert!(cost(&second) <= cost(&first) && second.0.abs_diff(first.0) <= 1, "{lambda}: {} and {} bits", first.0, second.0);
+        }
     }
 }

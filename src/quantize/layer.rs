@@ -1,6 +1,6 @@
 //! One linear layer: from its weights and the covariance of its input to what the file stores.
 use super::cancel::{cancel, whiten, Outcome, Plan, Problem};
-use super::column::{Coder, EXCEPTION_BITS, WIDTHS};
+use super::column::{slot_of, Coder, EXCEPTION_BITS, WIDTHS};
 use super::rescale::rescale;
 use super::site::Site;
 use super::widths::{assign, Budget};
@@ -100,7 +100,7 @@ pub(crate) fn quantize_matrix(
         let (wanted, saved) = outcome.refused;
         let error = outcome.spent.iter().sum::<f64>() + saved - made as f64 * EXCEPTION_BITS * lambda;
         for (j, &width) in widths.iter().enumerate() {
-            let slot = WIDTHS.iter().position(|&w| w == width).expect("a known width");
+            let slot = slot_of(width);
             distortion[j][slot] = distortion[j][slot].max(outcome.spent[j]);
         }
         exceptions = exceptions.max((made + wanted) as f64);

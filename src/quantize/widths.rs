@@ -1,5 +1,5 @@
 //! Column widths by Lagrangian cost: water-filling with integer rates.
-use super::column::WIDTHS;
+use super::column::{slot_of, WIDTHS};
 
 /// Sizes that a matrix' widths are chosen under.
 pub(crate) struct Budget {
@@ -25,7 +25,7 @@ impl Budget {
 
     /// Stored bits of all columns, padding columns included.
     pub(crate) fn size(&self, widths: &[u8]) -> u64 {
-        let slots: Vec<usize> = widths.iter().map(|w| WIDTHS.iter().position(|k| k == w).expect("a known width")).collect();
+        let slots: Vec<usize> = widths.iter().map(|&width| slot_of(width)).collect();
         self.total(&slots)
     }
 
