@@ -492,7 +492,9 @@ impl Input {
     /// The product whose integer sums these are.
     #[inline(always)]
     pub fn value(&self, high: i32, low: i32) -> f32 {
-        self.factor * (128.0 * (high + self.start[0]) as f32 + (low + self.start[1]) as f32)
+        let (high, low) = (high + self.start[0], low + self.start[1]);
+        // The same for all sums of the same `128 high + low`: a kernel may have other ones.
+        self.factor * (128.0 * (high + (low >> 7)) as f32 + (low & 127) as f32)
     }
 }
 

@@ -9,6 +9,8 @@ mod portable;
 mod rows;
 mod tables;
 #[cfg(target_arch = "x86_64")]
+mod words;
+#[cfg(target_arch = "x86_64")]
 mod x86;
 
 use crate::code::LinearCode;
@@ -318,7 +320,10 @@ pub(crate) fn select(isa: Isa, code: Option<&LinearCode>, lanes: usize) -> Kerne
     match isa {
         Isa::Portable => portable_kernels::select(code),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => avx2_kernels::select(code),
+        Isa::Avx2 => {
+            let kernels = avx2_kernels::select(code);
+            Kernels { products: Products { multiply: words::multiply, groups: words::GROUPS, ..kernels.products }, ..kernels }
+        }
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2Gfni => avx2_gfni_kernels::select(code),
         #[cfg(target_arch = "x86_64")]
