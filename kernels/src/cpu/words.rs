@@ -28,17 +28,18 @@ pub(super) unsafe fn multiply(_: &Block, levels: &mut [Levels], groups: Range<us
             }
         }
     }
+    let mut activations = MaybeUninit::<[[__m256i; 2 * GROUPS]; 2]>::uninit();
+    let [even, odd] = [0, 1].map(|odd| (&raw mut (*activations.as_mut_ptr())[odd]).cast::<__m256i>());
     for (input, sums) in (0..x.inputs.len()).zip(sums) {
         let planes = x.planes(input).map(|plane| plane.wrapping_add(groups.start * x.step));
-        let activations = activation_words(planes, count * x.step);
+        activation_words(planes, count * x.step, even, odd);
         for part in 0..2 {
             let mut acc = [_mm256_setzero_si256(); 8];
             for group in 0..count {
-                let [even, odd] = &activations;
                 let (even, odd) = match x.step {
                     4 => (repeat4(even, group), repeat4(odd, group)),
                     8 => (repeat8(even, group), repeat8(odd, group)),
-                    _ => (even[2 * group + part], odd[2 * group + part]),
+                    _ => (even.add(2 * group + part).read(), odd.add(2 * group + part).read()),
                 };
                 let rows = &(*words.add(group))[part];
                 for (acc, [e, o]) in acc.iter_mut().zip(rows) {
@@ -60,30 +61,30 @@ pub(super) unsafe fn multiply(_: &Block, levels: &mut [Levels], groups: Range<us
     }
 }
 
-/// `128 high + low` of the even and of the odd bytes of the planes, in words at the places of the bytes.
+/// Writes `128 high + low` of the even and of the odd bytes of the planes, in words at the places of the bytes.
+///
+/// # Safety
+/// AVX2; the planes must be readable, `even` and `odd` writable up to the next multiple of 32 bytes.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn activation_words([high, low]: [*const u8; 2], bytes: usize) -> [[__m256i; 2 * GROUPS]; 2] {
-    let mut words = [[_mm256_setzero_si256(); 2 * GROUPS]; 2];
-    let [even, odd] = &mut words;
-    for (n, (even, odd)) in even.iter_mut().zip(odd).enumerate().take(bytes.div_ceil(32)) {
+unsafe fn activation_words([high, low]: [*const u8; 2], bytes: usize, even: *mut __m256i, odd: *mut __m256i) {
+    for n in 0..bytes.div_ceil(32) {
         let (h, l) = (_mm256_loadu_si256(high.add(32 * n).cast()), _mm256_loadu_si256(low.add(32 * n).cast()));
         let (h_even, l_even) = (_mm256_srai_epi16(_mm256_slli_epi16(h, 8), 1), _mm256_srai_epi16(_mm256_slli_epi16(l, 8), 8));
         let (h_odd, l_odd) = (_mm256_srai_epi16(_mm256_and_si256(h, _mm256_set1_epi16(-256)), 1), _mm256_srai_epi16(l, 8));
-        *even = _mm256_add_epi16(h_even, l_even);
-        *odd = _mm256_add_epi16(h_odd, l_odd);
+        even.add(n).write(_mm256_add_epi16(h_even, l_even));
+        odd.add(n).write(_mm256_add_epi16(h_odd, l_odd));
     }
-    words
 }
 
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn repeat4(words: &[__m256i; 2 * GROUPS], group: usize) -> __m256i {
-    _mm256_set1_epi32(words.as_ptr().cast::<i32>().add(group).read())
+unsafe fn repeat4(words: *const __m256i, group: usize) -> __m256i {
+    _mm256_set1_epi32(words.cast::<i32>().add(group).read())
 }
 
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn repeat8(words: &[__m256i; 2 * GROUPS], group: usize) -> __m256i {
-    _mm256_set1_epi64x(words.as_ptr().cast::<i64>().add(group).read())
+unsafe fn repeat8(words: *const __m256i, group: usize) -> __m256i {
+    _mm256_set1_epi64x(words.cast::<i64>().add(group).read())
 }
