@@ -54,32 +54,10 @@ pub(crate) fn attend(q: &Tensor, [k, v]: [Rows; 2], kv_heads: usize, keys: usize
                 queries.extend_from_slice(&q_values[((head * group + h) * tokens + start) * dim..][..rows * dim]);
             }
             scores.resize(group * rows * seen, 0.0);
-            let few = group * rows <= FEW;
-            if !few {
-                let k = k.read(head, 0..seen, &mut converted);
-                matmul(View::new(&queries, group * rows, dim, dim), View::new(k, seen, dim, dim).t(), &mut scores);
-            }
             let mut out = vec![0f32; group * rows * dim];
-            arch.dispatch(
-                #[inline(always)]
-                || {
-                    if few {
-                        score(&queries, k, head, dim, &mut converted, &mut scores);
-                    }
-                    for (i, row) in scores.chunks_exact_mut(seen).enumerate() {
-                        let (visible, hidden) = row.split_at_mut(past + start + i % rows + 1);
-                        softmax(visible, 1.0 / (dim as f32).sqrt());
-                        hidden.fill(0.0);
-                    }
-                    if few {
-                        mix(&scores, v, head, dim, &mut converted, &mut out);
-                    }
-                },
-            );
-            if !few {
-                let v = v.read(head, 0..seen, &mut converted);
-                matmul(View::new(&scores, group * rows, seen, seen), View::new(v, seen, dim, dim), &mut out);
-            }
+            let visible = |row: usize| past + start + row % rows + 1;
+            let task = Task { queries: &queries, k, v, head, dim, scores: &mut scores, converted: &mut converted, out: &mut out, visible };
+            arch.dispatch(task);
             let mut sums = vec![0f32; if received { seen } else { 0 }];
             for row in scores.chunks_exact(seen) {
                 for (sum, score) in sums.iter_mut().zip(row) {
@@ -107,6 +85,51 @@ pub(crate) fn attend(q: &Tensor, [k, v]: [Rows; 2], kv_heads: usize, keys: usize
     }
     let received = if received { Some(Tensor::from_vec(sums, (batch, keys), q.device())?) } else { None };
     Ok((Tensor::from_vec(out, (batch, tokens, heads * dim), q.device())?, received))
+}
+
+/// Attention of some queries over the keys of one head. A type of its own: `pulp` compiles a large closure without the instructions that it dispatches to.
+struct Task<'a, F> {
+    /// Rows of `dim`.
+    queries: &'a [f32],
+    k: Rows<'a>,
+    v: Rows<'a>,
+    head: usize,
+    dim: usize,
+    /// A row of all keys for each query; left as probabilities.
+    scores: &'a mut [f32],
+    converted: &'a mut Vec<f32>,
+    /// Rows of `dim`, zeros.
+    out: &'a mut [f32],
+    /// Keys that a query sees.
+    visible: F,
+}
+
+impl<F: Fn(usize) -> usize> pulp::WithSimd for Task<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, _: S) {
+        let Task { queries, k, v, head, dim, scores, converted, out, visible } = self;
+        let count = queries.len() / dim;
+        let seen = scores.len() / count;
+        if count <= FEW {
+            score(queries, k, head, dim, converted, scores);
+        } else {
+            let k = k.read(head, 0..seen, converted);
+            matmul(View::new(queries, count, dim, dim), View::new(k, seen, dim, dim).t(), scores);
+        }
+        for (i, row) in scores.chunks_exact_mut(seen).enumerate() {
+            let (visible, hidden) = row.split_at_mut(visible(i));
+            softmax(visible, 1.0 / (dim as f32).sqrt());
+            hidden.fill(0.0);
+        }
+        if count <= FEW {
+            mix(scores, v, head, dim, converted, out);
+        } else {
+            let v = v.read(head, 0..seen, converted);
+            matmul(View::new(scores, count, seen, seen), View::new(v, seen, dim, dim), out);
+        }
+    }
 }
 
 /// `scores[i][j] = queries[i] . key j` for all keys of a row of scores; `queries`: rows of `dim`. For use inside `pulp`'s dispatch, as those below.
@@ -152,20 +175,13 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
     let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
     let mut sums = [0f32; LANES];
     for (a, b) in a.iter().zip(b) {
-        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
-            *sum += a * b;
+        for lane in 0..LANES {
+            sums[lane] += a[lane] * b[lane];
         }
     }
-    for ((sum, a), b) in sums.iter_mut().zip(a_rest).zip(b_rest) {
-        *sum += a * b;
-    }
-    // In pairs, as vectors are folded.
-    let mut width = LANES / 2;
-    while width > 0 {
-        for lane in 0..width {
-            sums[lane] += sums[lane + width];
-        }
-        width /= 2;
-    }
-    sums[0]
+    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
+    // In halves, as vectors are folded; in place the compiler would take lane by lane from the start.
+    let eight: [f32; 8] = std::array::from_fn(|i| sums[i] + sums[i + 8]);
+    let four: [f32; 4] = std::array::from_fn(|i| eight[i] + eight[i + 4]);
+    (four[0] + four[2]) + (four[1] + four[3]) + rest
 }
