@@ -2,7 +2,7 @@
 //!
 //! With the covariance `S = L L^T` and `Y = W L`, columns are quantized from the last to the first: column `j` of the residual is
 //! encoded, and its reconstruction times row `j` of L is taken out of all columns before it. Rows do not interact.
-use super::column::{Coder, Distortions, Measure, EXCEPTION_BITS};
+use super::column::{Coder, Distortions, Measure};
 use super::linalg;
 use faer::Accum;
 use ws_kernels::layout::Column;
@@ -93,7 +93,6 @@ pub(crate) fn successive(mut target: Vec<f32>, factor: &[f32], n: usize, mut qua
 pub(crate) fn cancel(target: Vec<f32>, problem: &Problem, coder: &Coder, plan: &Plan) -> Outcome {
     let (n, factor, rows, count) = (problem.n, problem.factor, problem.row_scale, problem.count);
     let a = rows.len();
-    let cap = EXCEPTION_BITS * problem.lambda;
     let mut outcome = Outcome {
         widths: vec![0; n],
         columns: (0..n).map(|_| None).collect(),
@@ -118,10 +117,10 @@ pub(crate) fn cancel(target: Vec<f32>, problem: &Problem, coder: &Coder, plan: &
             weight[r] = rows[r] * spread;
             x[r] = y[r] / weight[r];
         }
-        let measure = Measure { weight: &weight, count, cap };
+        let measure = Measure { weight: &weight, count, lambda: problem.lambda };
         let (width, room, encoded) = match plan {
             Plan::Search { known } => {
-                let (width, encoded, found) = coder.choose(j, &x, energy, measure, problem.lambda, known.get(j), &mut scratch);
+                let (width, encoded, found) = coder.choose(j, &x, energy, measure, known.get(j), &mut scratch);
                 outcome.found[j] = found;
                 (width, usize::MAX, encoded)
             }
@@ -136,8 +135,8 @@ pub(crate) fn cancel(target: Vec<f32>, problem: &Problem, coder: &Coder, plan: &
         for r in 0..a {
             let coded = encoded.values[r] * encoded.stretch * weight[r];
             let error = ((y[r] - coded) as f64).powi(2);
-            outcome.spent[j] += count[r] as f64 * error.min(cap);
-            if width <= 8 && error > cap {
+            outcome.spent[j] += count[r] as f64 * error.min(measure.cap());
+            if width <= 8 && error > measure.cap() {
                 far.push((error, r));
             }
             dot += (count[r] * coded) as f64 * y[r] as f64;
@@ -153,7 +152,7 @@ pub(crate) fn cancel(target: Vec<f32>, problem: &Problem, coder: &Coder, plan: &
             outcome.outliers.push(Outlier { row: r, column: j, difference: 0.0 });
         }
         outcome.refused.0 += refused.len();
-        outcome.refused.1 += refused.iter().map(|(error, _)| error - cap).sum::<f64>();
+        outcome.refused.1 += refused.iter().map(|(error, _)| error - measure.cap()).sum::<f64>();
         let gain = match width {
             16 => 1.0,
             _ if norm > 0.0 => (dot / norm) as f32,

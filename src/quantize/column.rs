@@ -69,8 +69,15 @@ pub(crate) struct Measure<'a> {
     pub(crate) weight: &'a [f32],
     /// Rows that each row stands for.
     pub(crate) count: &'a [f32],
+    /// Distortion that one stored bit is worth.
+    pub(crate) lambda: f64,
+}
+
+impl Measure<'_> {
     /// Most that an entry's squared error costs: an exception makes it exact.
-    pub(crate) cap: f64,
+    pub(crate) fn cap(&self) -> f64 {
+        EXCEPTION_BITS * self.lambda
+    }
 }
 
 /// Encodes columns of about unit variance.
@@ -108,7 +115,7 @@ impl Coder {
         &self.nominal
     }
 
-    /// Column `j` at the width of least cost where a bit a row is worth `lambda`, to learn its error and what it does to the columns after it.
+    /// Column `j` at the width of least cost, to learn its error and what it does to the columns after it.
     /// `energy`: mean square of `y = x * weight`. What an earlier round found of the column narrows the search, to the neighbours of the width that it makes
     /// the cheapest, and of the spacings that were best. Gaussian columns are not encoded, most of the work otherwise.
     pub(crate) fn choose(
@@ -117,20 +124,19 @@ impl Coder {
         x: &[f32],
         energy: f64,
         measure: Measure,
-        lambda: f64,
         known: Option<&Distortions>,
         scratch: &mut Scratch,
     ) -> (u8, Encoded, Distortions) {
         if is_gaussian(x, measure.count) {
             let found = Distortions { mean: self.nominal.map(|d| d * energy), stretch: None };
-            let slot = found.cheapest(lambda);
+            let slot = found.cheapest(measure.lambda);
             let encoded = match is_coded(WIDTHS[slot]) {
                 true => self.simulate(slot, j, x),
                 false => self.encode_at(WIDTHS[slot], x, x.len(), 1.0, scratch),
             };
             return (WIDTHS[slot], encoded, found);
         }
-        let known = known.and_then(|known| Some((around(known.cheapest(lambda), WIDTHS.len()), known.mean, known.stretch?)));
+        let known = known.and_then(|known| Some((around(known.cheapest(measure.lambda), WIDTHS.len()), known.mean, known.stretch?)));
         let (near, mut mean, mut stretch) = known.clone().unwrap_or((0..WIDTHS.len(), [0.0; WIDTHS.len()], [0; WIDTHS.len()]));
         let mut best: Option<(f64, u8, Encoded)> = None;
         for (slot, &width) in WIDTHS.iter().enumerate().filter(|(slot, width)| near.contains(slot) || !is_coded(**width)) {
@@ -140,7 +146,7 @@ impl Coder {
             };
             let (encoded, error, at) = self.best(width, x, x.len(), &tried, measure, scratch);
             (mean[slot], stretch[slot]) = (error, at);
-            let cost = error + lambda * width as f64;
+            let cost = error + measure.lambda * width as f64;
             if best.as_ref().is_none_or(|(least, ..)| cost < *least) {
                 best = Some((cost, width, encoded));
             }
@@ -189,7 +195,7 @@ impl Coder {
                 .iter()
                 .zip(&encoded.values)
                 .zip(measure.weight)
-                .map(|((x, q), w)| ((x - q * encoded.stretch) * w).powi(2).min(measure.cap as f32));
+                .map(|((x, q), w)| ((x - q * encoded.stretch) * w).powi(2).min(measure.cap() as f32));
             let error = mean(errors, measure.count);
             if best.as_ref().is_none_or(|(_, least, _)| error < *least) {
                 best = Some((encoded, error, at));
@@ -286,10 +292,10 @@ mod tests {
         let scale = (x.iter().map(|v| v * v).sum::<f32>() / 512.0).sqrt();
         x.iter_mut().for_each(|v| *v /= scale);
         let ones = vec![1.0; 512];
-        let measure = Measure { weight: &ones, count: &ones, cap: 1.0 };
         let mut scratch = Scratch::default();
         for lambda in [0.1, 0.01, 0.001] {
-            let mut choose = |known: Option<&Distortions>| coder.choose(0, &x, 1.0, measure, lambda, known, &mut scratch);
+            let measure = Measure { weight: &ones, count: &ones, lambda };
+            let mut choose = |known: Option<&Distortions>| coder.choose(0, &x, 1.0, measure, known, &mut scratch);
             let cost = |(width, _, found): &(u8, Encoded, Distortions)| found.mean[slot_of(*width)] + lambda * f64::from(*width);
             let first = choose(None);
             let second = choose(Some(&first.2));
