@@ -44,6 +44,7 @@ pub use model::TextModel;
 pub use session::Session;
 pub use stop::StopMatcher;
 pub use template::{ChatTemplate, Message, TemplateError};
+pub use ws_models::model::KvType;
 
 use crate::sampling::SamplingError;
 
