@@ -1,127 +1,159 @@
-//! Activations as two 7-bit planes: what the integer kernels multiply by.
-use crate::cpu::{Input, Inputs, TOGETHER};
+//! Activations as signed bytes with a scale for each section of 64 columns: what the integer kernels multiply by.
+use crate::cpu::{Inputs, TOGETHER};
 use crate::layout::VECTOR;
 
-/// Largest quantized activation: the high plane stays within -63..=63.
-const TOP: f32 = 8127.0;
+/// Columns that share a scale.
+const SECTION: usize = VECTOR;
 
-/// Largest activation of a run that counts as zero: its quantization step would not be a normal number.
+/// Largest magnitude of a quantized activation.
+const TOP: f32 = 127.0;
+
+/// Largest activation of a section that counts as zero: its quantization step would not be a normal number.
 const SMALLEST: f32 = f32::MIN_POSITIVE * TOP;
 
-/// A run whose largest activation is more than this many times the root of the mean square gets a second pass over what the first one left:
-/// one pass would be off by more than `20 / (TOP sqrt(12))` = 7e-4 of the run's product.
-const OUTLIER: f32 = 20.0;
+/// How well activations are to be represented.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Precision {
+    /// A byte, 0.5 % of the product of normal activations; sections whose largest one is more than [`OUTLIER`] times the root of the mean square, which
+    /// would lose 1 % and more, get a second byte for what the first one leaves.
+    Byte,
+    /// Two bytes, 0.003 %.
+    TwoBytes,
+}
+
+/// See [`Precision::Byte`]: an error of `OUTLIER / (TOP sqrt(12))`.
+const OUTLIER: f32 = 5.0;
 
 /// Quantized activations of some tokens by one run. Buffers are kept from call to call.
 #[derive(Default)]
 pub(crate) struct Activations {
-    /// In the order of tokens; a token may have none, or two.
-    inputs: Vec<Input>,
-    /// `[input][high and low plane][bytes]`, and room for [`TOGETHER`] inputs and a vector behind the last one.
-    planes: Vec<u8>,
-    /// Bytes of a plane, an odd number of vectors: the planes of neighbours then lie in different sets of the first-level cache.
-    plane: usize,
+    /// Token of each input, in the order of tokens; a token has one input, or two.
+    tokens: Vec<usize>,
+    /// `[input][section][bytes]`, and room for [`TOGETHER`] inputs behind the last one.
+    bytes: Vec<i8>,
+    /// `[input][section][-128 times the sum of the columns of a 32-bit lane]`.
+    starts: Vec<i32>,
+    /// `[input][section]`.
+    scales: Vec<f32>,
+    columns: usize,
     lanes: usize,
+    /// Bytes of an input, an odd number of vectors: neighbours then lie in different sets of the first-level cache.
+    stride: usize,
     values: Vec<f32>,
-    quantized: Vec<i32>,
 }
 
 impl Activations {
-    /// Forgets all tokens; those to come have `columns` activations, padding included, in `lanes` lanes.
+    /// Forgets all tokens; those to come have `columns` activations in `lanes` lanes.
     pub fn start(&mut self, columns: usize, lanes: usize) {
-        self.inputs.clear();
-        self.planes.clear();
-        let bytes = columns * if lanes >= 8 { 1 } else { lanes };
-        self.plane = (bytes.div_ceil(VECTOR) | 1) * VECTOR;
-        self.lanes = lanes;
+        self.tokens.clear();
+        self.bytes.clear();
+        self.starts.clear();
+        self.scales.clear();
+        let vectors = columns.div_ceil(SECTION) * if lanes >= 8 { 1 } else { lanes };
+        (self.columns, self.lanes, self.stride) = (columns, lanes, (vectors | 1) * VECTOR);
     }
 
-    /// Adds the activations of a token, column scales applied and padded with zeros. `factor` is the value of a level.
+    /// Adds the activations of a token, column scales applied. `factor` is the value of a level.
     #[inline(always)]
-    pub fn push(&mut self, token: usize, factor: f32, fill: impl FnOnce(&mut Vec<f32>)) {
+    pub fn push(&mut self, token: usize, factor: f32, precision: Precision, fill: impl FnOnce(&mut Vec<f32>)) {
         let mut values = std::mem::take(&mut self.values);
         values.clear();
         fill(&mut values);
-        let (largest, outliers) = spread(&values);
-        if !largest.is_finite() {
-            // The product is not a number, whatever the levels.
-            values.fill(0.0);
-            self.pass(token, &mut values, 0.0, f32::NAN);
-        } else if largest > SMALLEST {
-            self.pass(token, &mut values, largest, factor);
-            if outliers {
-                let (rest, _) = spread(&values);
-                if rest > SMALLEST {
-                    self.pass(token, &mut values, rest, factor);
-                }
-            }
+        values.resize(self.columns.next_multiple_of(SECTION), 0.0);
+        if self.pass(token, factor, Some(precision), &mut values) {
+            self.pass(token, factor, None, &mut values);
         }
         self.values = values;
     }
 
     /// No more tokens.
     pub fn finish(&mut self) {
-        self.planes.resize(self.planes.len() + (TOGETHER - 1) * 2 * self.plane + VECTOR, 0);
+        self.bytes.resize(self.bytes.len() + (TOGETHER - 1) * self.stride, 0);
     }
 
     /// All of them.
     pub fn inputs(&self) -> Inputs<'_> {
-        let step = if self.lanes >= 8 { VECTOR / self.lanes } else { VECTOR };
-        Inputs { inputs: &self.inputs, planes: &self.planes, plane: self.plane, step, lanes: self.lanes }
+        Inputs {
+            tokens: &self.tokens,
+            bytes: &self.bytes,
+            stride: self.stride,
+            starts: &self.starts,
+            scales: &self.scales,
+            sections: self.columns.div_ceil(SECTION),
+            lanes: self.lanes,
+        }
     }
 
-    /// Quantizes `values` and leaves the rest in them.
+    /// Adds an input: `values` in one byte each. What is left in them is for a second pass over the sections that need it; true if there are any. Without a
+    /// precision this is that second pass.
     #[inline(always)]
-    fn pass(&mut self, token: usize, values: &mut [f32], largest: f32, factor: f32) {
+    fn pass(&mut self, token: usize, factor: f32, precision: Option<Precision>, values: &mut [f32]) -> bool {
         /// Adding it rounds to a whole number in the low bits, ties to even, for magnitudes below 2^22.
         const ROUND: f32 = 12_582_912.0;
-        let step = largest / TOP;
-        let inverse = if step > 0.0 { 1.0 / step } else { 0.0 };
-        self.quantized.clear();
-        self.quantized.extend(values.iter_mut().map(|v| {
-            let rounded = *v * inverse + ROUND;
-            *v -= step * (rounded - ROUND);
-            rounded.to_bits() as i32 - ROUND.to_bits() as i32
-        }));
-        let high = self.add_plane(|q| (q - low_part(q)) >> 7);
-        let low = self.add_plane(low_part);
-        self.inputs.push(Input { token, start: [-128 * high, -128 * low], factor: factor * step });
-    }
-
-    /// Appends one plane of the quantized values and returns their sum.
-    #[inline(always)]
-    fn add_plane(&mut self, part: impl Fn(i32) -> i32) -> i32 {
-        if self.lanes >= 8 {
-            self.planes.extend(self.quantized.iter().map(|q| part(*q) as u8));
-        } else {
-            let columns = VECTOR / self.lanes;
-            for group in self.quantized.chunks_exact(columns) {
-                let first = self.planes.len();
-                self.planes.extend(group.iter().map(|q| part(*q) as u8));
-                (1..self.lanes).for_each(|_| self.planes.extend_from_within(first..first + columns));
+        self.tokens.push(token);
+        let mut again = false;
+        for (section, values) in values.as_chunks_mut::<SECTION>().0.iter_mut().enumerate() {
+            let (largest, squares) = spread(values);
+            let mut q = [0i8; SECTION];
+            let mut scale = 0.0;
+            let mut left = false;
+            if !largest.is_finite() {
+                // The product is not a number, whatever the levels.
+                scale = f32::NAN;
+            } else if largest > SMALLEST {
+                let step = largest / TOP;
+                let inverse = 1.0 / step;
+                scale = step * factor;
+                for (q, v) in q.iter_mut().zip(&mut *values) {
+                    let rounded = *v * inverse + ROUND;
+                    *v -= step * (rounded - ROUND);
+                    *q = (rounded.to_bits() as i32 - ROUND.to_bits() as i32) as i8;
+                }
+                let columns = (self.columns - section * SECTION).min(SECTION);
+                left = match precision {
+                    None => false,
+                    Some(Precision::Byte) => largest * largest * columns as f32 > OUTLIER * OUTLIER * squares,
+                    Some(Precision::TwoBytes) => true,
+                };
             }
+            if !left {
+                values.fill(0.0);
+            }
+            again |= left;
+            self.scales.push(scale);
+            self.add_section(&q);
         }
-        self.planes.resize(self.planes.len().next_multiple_of(self.plane), 0);
-        self.quantized.iter().map(|q| part(*q)).sum()
+        self.bytes.resize(self.tokens.len() * self.stride, 0);
+        again
+    }
+
+    #[inline(always)]
+    fn add_section(&mut self, q: &[i8; SECTION]) {
+        let quads: [i32; SECTION / 4] = std::array::from_fn(|i| q[4 * i..4 * i + 4].iter().map(|q| i32::from(*q)).sum());
+        // 32-bit lanes of a lane have other columns each.
+        let parts = 16 / self.lanes;
+        let mut starts = [0; 16];
+        quads.iter().enumerate().for_each(|(i, quad)| starts[i & (parts - 1)] -= 128 * quad);
+        if self.lanes >= 8 {
+            self.bytes.extend_from_slice(q);
+            self.starts.extend_from_slice(&starts[..parts]);
+        } else {
+            for group in q.chunks_exact(VECTOR / self.lanes) {
+                (0..self.lanes).for_each(|_| self.bytes.extend_from_slice(group));
+            }
+            (0..self.lanes).for_each(|_| self.starts.extend_from_slice(&starts[..parts]));
+        }
     }
 }
-/// The low 7 bits as a number from -64 to 63.
-#[inline(always)]
-fn low_part(q: i32) -> i32 {
-    ((q + 64) & 127) - 64
-}
 
-/// Largest magnitude (NaN counts as the largest of all) and whether it is an outlier.
+/// Largest magnitude (NaN counts as the largest of all) and sum of the squares.
 #[inline(always)]
-fn spread(values: &[f32]) -> (f32, bool) {
+fn spread(values: &[f32; SECTION]) -> (f32, f32) {
     // Magnitudes compare like their bits.
     let largest = f32::from_bits(values.iter().map(|v| (v.to_bits() & i32::MAX as u32) as i32).max().unwrap_or(0) as u32);
     let mut squares = [0.0f32; 16];
-    let (body, tail) = values.as_chunks::<16>();
-    for chunk in body.iter().map(|c| &c[..]).chain([tail]) {
-        for (square, v) in squares.iter_mut().zip(chunk) {
-            *square += v * v;
-        }
+    for chunk in values.as_chunks::<16>().0 {
+        squares.iter_mut().zip(chunk).for_each(|(square, v)| *square += v * v);
     }
-    (largest, largest * largest * values.len() as f32 > OUTLIER * OUTLIER * squares.iter().sum::<f32>())
+    (largest, squares.iter().sum())
 }

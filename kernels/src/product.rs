@@ -1,7 +1,7 @@
 //! Products of a packed matrix: its prepared form, and the integer kernels over row blocks and tokens.
-use crate::activations::Activations;
+use crate::activations::{Activations, Precision};
 use crate::code::CodeSet;
-use crate::cpu::{self, before_first, Block, Isa, Kernels, Partial, Reads, Scratch, Tables};
+use crate::cpu::{self, before_first, Block, Isa, Kernels, Partial, Reads, Tables};
 use crate::layout::{Geometry, VECTOR};
 use crate::packed::Parts;
 use half::f16;
@@ -48,7 +48,7 @@ struct Run {
     last_path: usize,
     /// Path vectors one and two path bytes before the first row block, as far as the code reads them.
     before_first: Vec<Vec<u8>>,
-    /// One a column, padding (0) included.
+    /// One a column.
     col_scale: Vec<f32>,
     /// Value of a level before row and column scales.
     level: f32,
@@ -66,15 +66,14 @@ impl Prepared {
             let width = usize::from(run.width);
             let blocks = &bytes[run.offset..][..geometry.blocks() * run.block_bytes()];
             let before = |age| before_first(blocks, run.block_bytes(), width, path_bits, per_vector, age);
-            let mut col_scale: Vec<f32> = scales.by_ref().take(run.columns.len()).map(|s| s.to_f32()).collect();
-            col_scale.resize(run.groups * per_vector, 0.0);
+            let kernels = cpu::select(isa, code, geometry.lanes);
             Run {
-                kernels: cpu::select(isa, code, geometry.lanes),
-                tables: Tables::new(code),
+                kernels,
+                tables: Tables::new(code, kernels.signed),
                 unit: width * VECTOR,
                 last_path: (path_bits - 1) * VECTOR,
                 before_first: (1..=history).map(before).collect(),
-                col_scale,
+                col_scale: scales.by_ref().take(run.columns.len()).map(|s| s.to_f32()).collect(),
                 level: parts.scale * code.map_or(1.0, |c| c.unit),
             }
         };
@@ -215,9 +214,8 @@ impl Product<'_> {
         for ((at, run), activations) in runs.zip(activations) {
             activations.start(run.col_scale.len(), self.geometry.lanes);
             for (token, x) in x.chunks_exact(self.parts.widths.len()).enumerate() {
-                activations.push(token, run.level, |values| {
+                activations.push(token, run.level, Precision::Byte, |values| {
                     values.extend(at.columns.iter().zip(&run.col_scale).map(|(&j, scale)| x[j as usize] * scale));
-                    values.resize(run.col_scale.len(), 0.0);
                 });
             }
             activations.finish();
@@ -226,11 +224,11 @@ impl Product<'_> {
 
     /// Row blocks for the tokens from `first` on: by the integer kernels, then exact columns and exceptions.
     fn rows(&self, blocks: Range<usize>, first: usize, x: &[f32], activations: &[Activations], output: &Output) {
-        thread_local!(static SCRATCH: Cell<(Vec<Partial>, Scratch)> = Cell::default());
+        thread_local!(static SCRATCH: Cell<Vec<Partial>> = Cell::default());
         let lanes = self.geometry.lanes;
         let tokens = x.len() / self.parts.widths.len();
         let x = || x.chunks_exact(self.parts.widths.len()).enumerate();
-        let (mut partials, mut scratch) = SCRATCH.take();
+        let mut partials = SCRATCH.take();
         let together = tokens >= many(self.prepared.isa);
         for b in blocks.clone() {
             partials.clear();
@@ -238,14 +236,19 @@ impl Product<'_> {
             for (r, (run, activations)) in self.prepared.runs.iter().zip(activations).enumerate() {
                 let (block, x) = (self.block(r, b), activations.inputs());
                 if together {
-                    // SAFETY: `block` checked the bounds of the run's codes, and planes cover the run's groups.
-                    unsafe { run.kernels.dot_many(&block, &x, &mut scratch, &mut partials) };
+                    // SAFETY: `block` checked the bounds of the run's codes, and inputs cover the run's groups.
+                    unsafe { run.kernels.dot_many(&block, &x, &mut partials) };
                     continue;
                 }
-                for (n, input) in x.inputs.iter().enumerate() {
+                let mut first = 0;
+                for inputs in x.tokens.chunk_by(|a, b| a == b) {
                     // SAFETY: as above.
-                    unsafe { run.kernels.dot(&block, &x, n, &mut partials[input.token]) };
+                    unsafe { run.kernels.dot(&block, &x, first..first + inputs.len(), &mut partials[inputs[0]]) };
+                    first += inputs.len();
                 }
+            }
+            if lanes < 16 {
+                partials.iter_mut().flatten().for_each(|row| add_up(row, lanes));
             }
             let lane_rows: [Range<usize>; 16] = std::array::from_fn(|lane| self.lane_rows(&(b..b + 1), lane));
             for (t, partial) in partials.iter().enumerate() {
@@ -262,7 +265,7 @@ impl Product<'_> {
                 }
             }
         }
-        SCRATCH.set((partials, scratch));
+        SCRATCH.set(partials);
         for lane in 0..lanes {
             let rows = self.lane_rows(&blocks, lane);
             for (t, x) in x() {
@@ -286,6 +289,13 @@ impl Product<'_> {
         let first = exceptions.partition_point(|e| (e.row as usize) < rows.start);
         let end = rows.end;
         exceptions[first..].iter().take_while(move |e| (e.row as usize) < end)
+    }
+}
+
+/// The sums of the 32-bit lanes of each lane, at the first places.
+fn add_up(row: &mut [f32; 16], lanes: usize) {
+    for lane in 0..lanes {
+        row[lane] = row[lane * 16 / lanes..(lane + 1) * 16 / lanes].iter().sum();
     }
 }
 

@@ -1,7 +1,6 @@
-//! 8-bit rows: embedding tables and heads. Row `r` is `scale * scales[r] * q[r][..]`, q int8 in -127..=127.
-use crate::activations::Activations;
+//! 8-bit rows: embedding tables and heads. Row `r` is `scale * scales[r] * q[r][..]`, q int8 in -127..=127 (-128 counts as -127).
+use crate::activations::{Activations, Precision};
 use crate::cpu::{isa, row_dot, RowDot};
-use crate::layout::VECTOR;
 use crate::packed::{check_finite, check_length, check_range, Bytes, PackError};
 use crate::product::{Output, PARALLEL_WORK};
 use half::f16;
@@ -86,7 +85,7 @@ impl Rows8 {
     pub fn row(&self, r: usize, out: &mut [f32]) {
         assert_eq!(out.len(), self.columns, "out");
         for (out, q) in out.iter_mut().zip(self.quantized(r)) {
-            *out = self.scales[r] * f32::from(*q as i8);
+            *out = self.scales[r] * f32::from((*q as i8).max(-127));
         }
     }
 
@@ -105,32 +104,29 @@ impl Rows8 {
         }
     }
 
-    /// Integer products: activations are quantized as for packed matrices.
+    /// Integer products, of activations in two bytes.
     fn multiply_few(&self, x: &[f32], y: &mut [f32]) {
         thread_local!(static SCRATCH: Cell<Activations> = Cell::default());
         let mut activations = SCRATCH.take();
-        activations.start(self.columns.next_multiple_of(VECTOR), 16);
+        // A row is one lane of 64 columns a vector.
+        activations.start(self.columns, 1);
         for (token, x) in x.chunks_exact(self.columns).enumerate() {
-            activations.push(token, 1.0, |values| {
-                values.extend_from_slice(x);
-                values.resize(self.columns.next_multiple_of(VECTOR), 0.0);
-            });
+            activations.push(token, 1.0, Precision::TwoBytes, |values| values.extend_from_slice(x));
         }
         activations.finish();
         let inputs = activations.inputs();
-        y.fill(0.0);
         let piece = if self.rows * self.columns < PARALLEL_WORK { self.rows } else { PIECE };
         let output = Output::new(y, self.rows);
         (0..self.rows.div_ceil(piece)).into_par_iter().for_each(|n| {
             for r in n * piece..self.rows.min((n + 1) * piece) {
                 let q = self.quantized(r);
-                for (n, input) in inputs.inputs.iter().enumerate() {
-                    // SAFETY: every piece has its own rows of the output; the function was chosen for a path that this CPU can run, and planes are
-                    // padded to whole vectors.
+                let mut first = 0;
+                for same in inputs.tokens.chunk_by(|a, b| a == b) {
+                    // SAFETY: every piece has its own rows of the output; the function was chosen for a path that this CPU can run.
                     unsafe {
-                        let [high, low] = (self.dot)(q, inputs.planes(n));
-                        output.rows(input.token, r..r + 1)[0] += self.scales[r] * input.value(high, low);
+                        output.rows(same[0], r..r + 1)[0] = self.scales[r] * (self.dot)(q, &inputs, first..first + same.len());
                     }
+                    first += same.len();
                 }
             }
         });

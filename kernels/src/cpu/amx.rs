@@ -1,13 +1,11 @@
 //! Products of looked-up levels by AMX tiles: 16 tokens times 16 rows times 64 columns an instruction.
 //!
-//! The layout of looked-up levels is that of a tile already: a vector of 16 lanes has four columns of 16 rows. With 8 lanes it has eight columns of 8
-//! rows, and two rows of a lane are brought together first.
-use super::kernel::{finish, Block, Input, Inputs, Levels, Partial, Sums};
+//! The layout of looked-up levels is that of a tile already: a vector of 16 lanes has four columns of 16 rows.
+use super::kernel::{Inputs, Levels, Partial};
 use super::TOGETHER;
 use crate::layout::VECTOR;
 use std::arch::asm;
 use std::arch::x86_64::*;
-use std::ops::Range;
 use std::sync::OnceLock;
 
 /// True if the CPU has AMX for int8 and the system lets this process use it.
@@ -59,101 +57,151 @@ static TILES: TileConfig = {
     TileConfig(bytes)
 };
 
-/// Adds the products of the levels of `groups`, which it may rearrange, to the sums of each input, or sets them if these are the first groups. Sums stand as `[row][plane][lane]` for 16 lanes and as
-/// `[pair of rows][plane][row of the pair, lane]` for 8.
+/// Products of tiles: what AMX does, and what tests do in its place.
+trait Tiles {
+    /// Must come before products on a thread, and [`end`](Self::end) behind them.
+    unsafe fn begin();
+    unsafe fn end();
+    /// `sums[row][input][lane]` of four rows of a section. `inputs`: the section of the first of 16, `stride` bytes from one to the next; `levels`: the first
+    /// of the rows in the first of 16 column groups.
+    unsafe fn multiply(inputs: *const i8, stride: usize, levels: *const u8, sums: &mut [Tile; 4]);
+}
+
+/// 32-bit sums of 16 inputs and 16 lanes.
+#[repr(align(64))]
+#[derive(Clone, Copy)]
+struct Tile([[i32; 16]; 16]);
+
+struct Amx;
+
+impl Tiles for Amx {
+    #[inline(always)]
+    unsafe fn begin() {
+        asm!("ldtilecfg [{}]", in(reg) &raw const TILES, options(nostack, readonly, preserves_flags));
+    }
+    #[inline(always)]
+    unsafe fn end() {
+        asm!("tilerelease", options(nostack, nomem, preserves_flags));
+    }
+    #[inline(always)]
+    unsafe fn multiply(inputs: *const i8, stride: usize, levels: *const u8, sums: &mut [Tile; 4]) {
+        asm!(
+            "tileloadd tmm4, [{inputs} + {stride}*1]",
+            "tileloadd tmm5, [{levels} + {group}*1]",
+            "tilezero tmm0",
+            "tdpbssd tmm0, tmm4, tmm5",
+            "tileloadd tmm6, [{levels} + {group}*1 + 64]",
+            "tilezero tmm1",
+            "tdpbssd tmm1, tmm4, tmm6",
+            "tileloadd tmm7, [{levels} + {group}*1 + 128]",
+            "tilezero tmm2",
+            "tdpbssd tmm2, tmm4, tmm7",
+            "tileloadd tmm5, [{levels} + {group}*1 + 192]",
+            "tilezero tmm3",
+            "tdpbssd tmm3, tmm4, tmm5",
+            "tilestored [{sums} + {row}*1], tmm0",
+            "tilestored [{sums} + {row}*1 + 1024], tmm1",
+            "tilestored [{sums} + {row}*1 + 2048], tmm2",
+            "tilestored [{sums} + {row}*1 + 3072], tmm3",
+            inputs = in(reg) inputs,
+            stride = in(reg) stride,
+            levels = in(reg) levels,
+            group = in(reg) size_of::<Levels>(),
+            sums = in(reg) sums.as_mut_ptr(),
+            row = in(reg) VECTOR,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack, preserves_flags),
+        );
+    }
+}
+
+/// As [`multiply`](super::kernel::multiply), for levels with 128 added and zeros behind them.
 ///
 /// # Safety
-/// [`is_available`], and AVX-512; planes must be as long as the groups, with room behind the last input. There must be levels up to a multiple of the
-/// lanes, zeros behind the groups, and sums up to a multiple of [`TOGETHER`]. 8 or 16 lanes.
-#[target_feature(enable = "avx512f")]
-pub(super) unsafe fn multiply(_: &Block, levels: &mut [Levels], groups: Range<usize>, x: &Inputs, sums: &mut [Sums]) {
-    // Quads of columns in a vector.
-    let quads = 16 / x.lanes;
-    // A tile has 16 quads.
-    let tiles = groups.len().div_ceil(x.lanes);
-    let levels = &mut levels[..tiles * x.lanes];
-    if quads == 2 {
-        levels.iter_mut().for_each(|group| pair_rows(group));
-    }
-    asm!("ldtilecfg [{}]", in(reg) &raw const TILES, options(nostack, readonly, preserves_flags));
-    for first in (0..x.inputs.len()).step_by(TOGETHER) {
-        let [high, low] = x.planes(first).map(|plane| plane.wrapping_add(groups.start * x.step));
-        let sums = sums[first..first + TOGETHER].as_mut_ptr();
-        for set in (0..8 / quads).step_by(2) {
-            // Tiles 0 to 3: sums of two vectors of rows and two planes; 4 and 5: activations; 6 and 7: levels.
-            asm!(
-                "tilezero tmm0",
-                "tilezero tmm1",
-                "tilezero tmm2",
-                "tilezero tmm3",
-                "test {first}, {first}",
-                "jz 2f",
-                "tileloadd tmm0, [{sums} + {sums_step}*1]",
-                "tileloadd tmm1, [{sums} + {sums_step}*1 + 64]",
-                "tileloadd tmm2, [{sums} + {sums_step}*1 + 128]",
-                "tileloadd tmm3, [{sums} + {sums_step}*1 + 192]",
-                "2:",
-                "tileloadd tmm4, [{high} + {planes_step}*1]",
-                "tileloadd tmm6, [{levels} + {levels_step}*1]",
-                "tileloadd tmm7, [{levels} + {levels_step}*1 + 64]",
-                "tdpbsud tmm0, tmm4, tmm6",
-                "tdpbsud tmm2, tmm4, tmm7",
-                "tileloadd tmm5, [{low} + {planes_step}*1]",
-                "tdpbsud tmm1, tmm5, tmm6",
-                "tdpbsud tmm3, tmm5, tmm7",
-                "add {high}, 64",
-                "add {low}, 64",
-                "add {levels}, {tile}",
-                "dec {tiles}",
-                "jnz 2b",
-                "tilestored [{sums} + {sums_step}*1], tmm0",
-                "tilestored [{sums} + {sums_step}*1 + 64], tmm1",
-                "tilestored [{sums} + {sums_step}*1 + 128], tmm2",
-                "tilestored [{sums} + {sums_step}*1 + 192], tmm3",
-                first = in(reg) groups.start,
-                sums = in(reg) sums.cast::<[[i32; 16]; 2]>().add(set),
-                sums_step = in(reg) size_of::<Sums>(),
-                high = inout(reg) high => _,
-                low = inout(reg) low => _,
-                planes_step = in(reg) 2 * x.plane,
-                levels = inout(reg) levels.as_ptr().cast::<u8>().add(set * VECTOR) => _,
-                levels_step = in(reg) size_of::<Levels>() / quads,
-                tile = in(reg) x.lanes * size_of::<Levels>(),
-                tiles = inout(reg) tiles => _,
-                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-                options(nostack),
-            );
+/// [`is_available`], and AVX-512; inputs must be as long as the section, with room behind the last one. 16 lanes.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+pub(super) unsafe fn multiply(levels: &mut [Levels; 16], _: usize, section: usize, x: &Inputs, out: &mut [Partial]) {
+    multiply_by::<Amx>(levels, section, x, out)
+}
+
+#[inline(always)]
+unsafe fn multiply_by<T: Tiles>(levels: &mut [Levels; 16], section: usize, x: &Inputs, out: &mut [Partial]) {
+    levels.as_flattened_mut().as_flattened_mut().iter_mut().for_each(|level| *level ^= 0x80);
+    let mut sums = [Tile([[0; 16]; 16]); 4];
+    T::begin();
+    for first in (0..x.tokens.len()).step_by(TOGETHER) {
+        let bytes = x.bytes[first * x.stride + section * VECTOR..].as_ptr();
+        for rows in [0, 4] {
+            T::multiply(bytes, x.stride, levels[0][rows].as_ptr(), &mut sums);
+            for (input, &token) in (first..).zip(&x.tokens[first..]).take(TOGETHER) {
+                let scale = x.scales[input * x.sections + section];
+                for (Tile(sums), out) in sums.iter().zip(&mut out[token][rows..rows + 4]) {
+                    for (sum, out) in sums[input - first].iter().zip(out) {
+                        *out = (*sum as f32).mul_add(scale, *out);
+                    }
+                }
+            }
         }
     }
-    asm!("tilerelease", options(nostack, nomem, preserves_flags));
+    T::end();
 }
 
-/// `[row][lane, quad]` of 8 lanes and 2 quads becomes `[quad][pair of rows][row of the pair, lane]`.
-#[target_feature(enable = "avx512f")]
-unsafe fn pair_rows(group: &mut Levels) {
-    let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-    let odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
-    let rows = group.as_mut_ptr();
-    let copy = *group;
-    for pair in 0..4 {
-        let (a, b) = (_mm512_loadu_si512(copy[2 * pair].as_ptr().cast()), _mm512_loadu_si512(copy[2 * pair + 1].as_ptr().cast()));
-        _mm512_storeu_si512(rows.add(pair).cast(), _mm512_permutex2var_epi32(a, even, b));
-        _mm512_storeu_si512(rows.add(4 + pair).cast(), _mm512_permutex2var_epi32(a, odd, b));
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::activations::{Activations, Precision};
+    use crate::cpu::{kernel, portable::Portable};
+    use rand::{Rng, SeedableRng};
 
-/// `out += factor (128 high + low)` of the sums that [`multiply`] leaves.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub(super) fn finish_sums(sums: &Sums, input: &Input, lanes: usize, out: &mut Partial) {
-    if lanes == 16 {
-        return finish(sums, input, lanes, out);
-    }
-    for (rows, [high, low]) in out.chunks_exact_mut(2).zip(sums) {
-        for (out, (high, low)) in rows.iter_mut().zip(high.chunks_exact(8).zip(low.chunks_exact(8))) {
-            for ((out, high), low) in out.iter_mut().zip(high).zip(low) {
-                *out += input.value(*high, *low);
+    struct Plain;
+
+    impl Tiles for Plain {
+        unsafe fn begin() {}
+        unsafe fn end() {}
+        unsafe fn multiply(inputs: *const i8, stride: usize, levels: *const u8, sums: &mut [Tile; 4]) {
+            for (row, Tile(sums)) in sums.iter_mut().enumerate() {
+                for (input, sums) in sums.iter_mut().enumerate() {
+                    for (lane, sum) in sums.iter_mut().enumerate() {
+                        let product = |column: usize| {
+                            let level = levels.add(column / 4 * size_of::<Levels>() + row * VECTOR + 4 * lane + column % 4);
+                            i32::from(*inputs.add(input * stride + column)) * i32::from(*level as i8)
+                        };
+                        *sum = (0..VECTOR).map(product).sum();
+                    }
+                }
             }
+        }
+    }
+
+    #[test]
+    fn tiles_give_what_vectors_give() {
+        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(3);
+        for _ in 0..20 {
+            let (columns, tokens) = (4 * rng.random_range(1..50), rng.random_range(1..40));
+            let mut x = Activations::default();
+            x.start(columns, 16);
+            for token in 0..tokens {
+                let outlier = rng.random_range(0..4 * columns);
+                x.push(token, 0.5, Precision::Byte, |values| {
+                    values.extend((0..columns).map(|j| if j == outlier { 50.0 } else { rng.random_range(-1.0..1.0) }));
+                });
+            }
+            x.finish();
+            let x = x.inputs();
+            let mut expected: Vec<Partial> = vec![[[1.0; 16]; 8]; tokens];
+            let mut found = expected.clone();
+            for section in 0..x.sections {
+                let groups = (columns / 4 - 16 * section).min(16);
+                let mut levels = [[[0; VECTOR]; 8]; 16];
+                rng.fill(levels[..groups].as_flattened_mut().as_flattened_mut());
+                // SAFETY: the inputs have the section, and there is room behind the last one.
+                unsafe {
+                    kernel::multiply::<Portable<64>>(&levels[..groups], section, &x, &mut expected);
+                    multiply_by::<Plain>(&mut levels, section, &x, &mut found);
+                }
+            }
+            assert_eq!(expected, found);
         }
     }
 }

@@ -12,14 +12,24 @@ pub(super) trait Vector {
     type V: Copy;
     /// `BYTES / 4` sums of 32 bits.
     type Sums: Copy;
+    /// As many floats.
+    type Floats: Copy;
+    /// `BYTES` levels as [`dot`](Self::dot) takes them.
+    type Level: Copy;
+    /// `BYTES` activations in the form that it takes.
+    type Activations: Copy;
     /// Bytes in the form that linear maps read.
     type Split: Copy;
     /// 16, 32 or 64.
     const BYTES: usize;
     /// Rows of a block that are summed in registers at once: 8 where a vector is all 64 bytes, otherwise 4.
     const ROWS: usize;
+    /// A map reads a whole byte as fast as a nibble: nibbles are brought together in one byte before they are mapped.
+    const MERGES: bool;
     /// Index bits of the smallest level table look-up.
     const TABLE_BITS: usize;
+    /// Tables and looked-up vectors hold levels as they are; otherwise with 128 added, because products are of unsigned bytes.
+    const SIGNED: bool;
     /// Index bits of the largest level table that fits into registers with a row's maps: up to it a kernel takes one row of some column groups at a time.
     const HELD_BITS: usize;
 
@@ -29,17 +39,32 @@ pub(super) trait Vector {
     unsafe fn repeat4(p: *const u8) -> Self::V;
     /// The same 8 bytes in every 64-bit lane.
     unsafe fn repeat8(p: *const u8) -> Self::V;
-    unsafe fn load_sums(p: *const i32) -> Self::Sums;
-    unsafe fn store_sums(p: *mut i32, sums: Self::Sums);
-    /// Adds the products of four unsigned bytes of `w` and four signed bytes of `x` (-64 to 63) to each sum.
-    unsafe fn dot(sums: Self::Sums, w: Self::V, x: Self::V) -> Self::Sums;
+    unsafe fn load_floats(p: *const f32) -> Self::Floats;
+    unsafe fn store_floats(p: *mut f32, floats: Self::Floats);
+    unsafe fn activations(v: Self::V) -> Self::Activations;
+    /// Sums before the first product: 0 if [`SIGNED`](Self::SIGNED), otherwise these 32-bit numbers, which make good for the 128 in every level.
+    unsafe fn start(v: Self::V) -> Self::Sums;
+    /// Adds the products of four levels and four activations to each sum.
+    unsafe fn dot(sums: Self::Sums, levels: Self::Level, x: Self::Activations) -> Self::Sums;
+    /// `floats + scale sums`, rounded once.
+    unsafe fn add_scaled(floats: Self::Floats, sums: Self::Sums, scale: f32) -> Self::Floats;
+    /// Levels with 128 added; 0, which no encoder writes, counts as 1.
+    unsafe fn biased(v: Self::V) -> Self::Level;
+    /// Levels as they are; -128, which no encoder writes, counts as -127.
+    unsafe fn signed(v: Self::V) -> Self::Level;
+    /// Writes levels, with 128 added unless [`SIGNED`](Self::SIGNED).
+    unsafe fn store_levels(p: *mut u8, levels: Self::Level);
+    /// What it wrote.
+    unsafe fn stored(v: Self::V) -> Self::Level;
     unsafe fn split(v: Self::V) -> Self::Split;
     unsafe fn map(map: &Map, v: Self::Split) -> Self::V;
     /// A map that reads the high or the low nibble alone.
     unsafe fn map_nibble(map: &Map, v: Self::Split, high: bool) -> Self::V;
     unsafe fn xor(a: Self::V, b: Self::V) -> Self::V;
+    /// The high nibbles of `high`, and the high or the low ones of `low` in their place. Called only if [`MERGES`](Self::MERGES).
+    unsafe fn merge(high: Self::Split, low: Self::Split, low_from_high: bool) -> Self::Split;
     /// Table look-up; all indices are below `2^BITS`. A table of more than 16 entries is antisymmetric in the highest bit of the index.
-    unsafe fn level<const BITS: usize>(table: &[u8; 256], index: Self::V) -> Self::V;
+    unsafe fn level<const BITS: usize>(table: &[u8; 256], index: Self::V) -> Self::Level;
     unsafe fn prefetch(p: *const u8);
 }
 
@@ -78,43 +103,73 @@ impl Block<'_> {
     }
 }
 
-/// Integer sums of the levels with 128 added, by row of the block, activation plane and 32-bit lane of the vector.
-pub(crate) type Sums = [[[i32; 16]; 2]; 8];
-
-/// The product of a row block as f32, by row of the block and lane.
+/// The product of a row block as f32, by row of the block and 32-bit lane of the vector; the lanes of a lane are still to be added up.
 pub(crate) type Partial = [[f32; 16]; 8];
 
-/// Quantized activations of a token by one run: `x = factor (128 high + low)`.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Input {
-    /// Which token.
-    pub token: usize,
-    /// What is missing from the integer sums of either plane: -128 times the sum of its activations, because levels are stored with 128 added.
-    pub start: [i32; 2],
-    /// Value of an integer sum.
-    pub factor: f32,
-}
-
-/// Inputs and their planes.
+/// Quantized activations of some tokens by one run.
+///
+/// A section is 64 columns of the run, as many column groups as there are lanes. Its activations are `scale` times signed bytes.
 #[derive(Clone, Copy)]
 pub(crate) struct Inputs<'a> {
-    pub inputs: &'a [Input],
-    /// `[input][high and low plane][bytes]`, and room for [`TOGETHER`](super::TOGETHER) inputs and a vector behind the last one.
-    pub planes: &'a [u8],
-    /// Bytes of a plane.
-    pub plane: usize,
-    /// Bytes a column group in a plane: 4 or 8 (the columns once for all 16 or 8 lanes) or 64 (once for each lane).
-    pub step: usize,
+    /// Token of each input; those of a token, one or two, follow each other.
+    pub tokens: &'a [usize],
+    /// `[input][section][column group][step]`, and room for [`TOGETHER`](super::TOGETHER) inputs behind the last one.
+    pub bytes: &'a [i8],
+    /// Bytes of an input.
+    pub stride: usize,
+    /// `[input][section][step / 4]`: see [`Vector::start`].
+    pub starts: &'a [i32],
+    /// `[input][section]`, the value of a level included; 0 where all activations are.
+    pub scales: &'a [f32],
+    pub sections: usize,
     /// Lanes of the matrix.
     pub lanes: usize,
 }
 
+/// A section of an input.
+#[derive(Clone, Copy)]
+pub(super) struct Section {
+    pub bytes: *const u8,
+    pub start: *const u8,
+    pub scale: f32,
+    /// Bytes a column group: 4 or 8 (the columns once for all 16 or 8 lanes) or 64 (once for each lane).
+    pub step: usize,
+}
+
 impl Inputs<'_> {
-    /// High and low plane of an input.
     #[inline(always)]
-    pub fn planes(&self, input: usize) -> [*const u8; 2] {
-        let high = self.planes[2 * input * self.plane..].as_ptr();
-        [high, high.wrapping_add(self.plane)]
+    pub(super) fn section(&self, input: usize, section: usize) -> Section {
+        let step = if self.lanes >= 8 { VECTOR / self.lanes } else { VECTOR };
+        let n = input * self.sections + section;
+        Section {
+            bytes: self.bytes[input * self.stride + section * self.lanes * step..].as_ptr().cast(),
+            start: self.starts[n * step / 4..].as_ptr().cast(),
+            scale: self.scales[n],
+            step,
+        }
+    }
+}
+
+impl Section {
+    /// Bytes `at` of a column group.
+    #[inline(always)]
+    unsafe fn activations<T: Vector>(&self, group: usize, at: usize) -> T::Activations {
+        T::activations(self.spread::<T>(self.bytes.add(group * self.step), at))
+    }
+
+    /// The sums of bytes `at` before the first column group.
+    #[inline(always)]
+    unsafe fn start<T: Vector>(&self, at: usize) -> T::Sums {
+        T::start(self.spread::<T>(self.start, at))
+    }
+
+    #[inline(always)]
+    unsafe fn spread<T: Vector>(&self, p: *const u8, at: usize) -> T::V {
+        match self.step {
+            4 => T::repeat4(p),
+            8 => T::repeat8(p),
+            _ => T::load(p.add(at)),
+        }
     }
 }
 
@@ -163,6 +218,8 @@ macro_rules! each_of_eight {
 #[derive(Clone, Copy)]
 struct Sources<S> {
     current: S,
+    /// Where nibbles are merged: the current path nibble of the first half of a unit with the raw bits of rows 0, 1 and of rows 2, 3 that stand in one nibble.
+    merged: [S; 2],
     previous: S,
     older: S,
     /// Raw bits `2p + 1, 2p` of four rows.
@@ -171,17 +228,19 @@ struct Sources<S> {
     top: S,
 }
 
-/// Bytes `level + 128` of row `half * 4 + j` of a unit. `PATH` and `RAW`: path and raw bits; `READS`: a [`Reads`].
+/// Levels of row `half * 4 + j` of a unit. `PATH` and `RAW`: path and raw bits; `READS`: a [`Reads`].
 #[inline(always)]
 unsafe fn level_of<T: Vector, const PATH: usize, const RAW: usize, const READS: usize, const BITS: usize>(
     sources: &Sources<T::Split>,
     tables: &Tables,
     half: usize,
     j: usize,
-) -> T::V {
+) -> T::Level {
     let row = half * 4 + j;
     let position = if PATH == 2 { j } else { row };
+    let merged = merges::<T, RAW, READS>() && half == 0;
     let mut index = match READS {
+        WINDOW if merged => T::map(&tables.merged[j], sources.merged[j / 2]),
         NIBBLE => T::map_nibble(&tables.current[position], sources.current, if PATH == 2 { j < 2 } else { half == 0 }),
         WINDOW if half == 0 => T::map_nibble(&tables.current[position], sources.current, true),
         _ => T::map(&tables.current[position], sources.current),
@@ -196,83 +255,104 @@ unsafe fn level_of<T: Vector, const PATH: usize, const RAW: usize, const READS: 
     } else if READS == THREE_BYTES {
         index = T::xor(index, T::map(&tables.older[position], sources.older));
     }
-    if RAW >= 2 {
+    if RAW >= 2 && !(merged && RAW % 2 == 0) {
         index = T::xor(index, T::map_nibble(&tables.pairs[0][j], sources.pairs[0], j < 2));
     }
     if RAW >= 4 {
         index = T::xor(index, T::map_nibble(&tables.pairs[1][j], sources.pairs[1], j < 2));
     }
-    if RAW % 2 == 1 {
+    if RAW % 2 == 1 && !merged {
         index = T::xor(index, T::map_nibble(&tables.top[row], sources.top, half == 0));
     }
     T::level::<BITS>(&tables.levels[position], index)
 }
 
-/// The row vectors of 4 rows from `R0` of a unit go to `sink` as bytes `level + 128`.
-/// `PATH` is 0 for width 8 and, with `RAW` 0, for levels that [`look_up`] has made.
+/// True if the first four rows of a unit, which read half of the current path byte only, have raw bits brought into the other half (see [`Tables::merged`]).
+const fn merges<T: Vector, const RAW: usize, const READS: usize>() -> bool {
+    T::MERGES && READS == WINDOW && RAW > 0
+}
+
+/// See [`Sources::merged`].
+#[inline(always)]
+unsafe fn merged<T: Vector, const RAW: usize, const READS: usize>(current: T::Split, pairs: T::Split, top: T::Split) -> [T::Split; 2] {
+    match (merges::<T, RAW, READS>(), RAW % 2) {
+        (false, _) => [current; 2],
+        (true, 1) => [T::merge(current, top, true); 2],
+        (true, _) => [T::merge(current, pairs, true), T::merge(current, pairs, false)],
+    }
+}
+
+/// The levels of 4 rows from `R0` of a unit go to `sink`. `PATH` is 0 for width 8.
 #[inline(always)]
 unsafe fn rows4<T: Vector, const PATH: usize, const RAW: usize, const READS: usize, const BITS: usize, const R0: usize>(
     unit: *const u8,
     [previous, older]: [*const u8; 2],
     tables: &Tables,
-    mut sink: impl FnMut(usize, T::V),
+    mut sink: impl FnMut(usize, T::Level),
 ) {
     if PATH == 0 {
-        each_of_four!(j, sink(j, T::load(unit.add((R0 + j) * VECTOR))));
+        each_of_four!(j, sink(j, T::biased(T::load(unit.add((R0 + j) * VECTOR)))));
         return;
     }
     let tables = opaque(tables);
     let half = R0 / 4;
     let current = T::split(T::load(unit.add(if PATH == 2 { half * VECTOR } else { 0 })));
     let raw = |vector: usize| T::split(T::load(unit.add((PATH + vector) * VECTOR)));
+    let pairs = [if RAW >= 2 { raw(half) } else { current }, if RAW >= 4 { raw(2 + half) } else { current }];
+    let top = if RAW % 2 == 1 { raw(RAW - 1) } else { current };
     let sources = Sources {
         current,
+        merged: if half == 0 { merged::<T, RAW, READS>(current, pairs[0], top) } else { [current; 2] },
         previous: if READS == NIBBLE { current } else { T::split(T::load(if PATH == 2 && half == 1 { unit } else { previous })) },
         older: if READS == NIBBLE || READS == TWO_BYTES { current } else { T::split(T::load(older)) },
-        pairs: [if RAW >= 2 { raw(half) } else { current }, if RAW >= 4 { raw(2 + half) } else { current }],
-        top: if RAW % 2 == 1 { raw(RAW - 1) } else { current },
+        pairs,
+        top,
     };
     each_of_four!(j, sink(j, level_of::<T, PATH, RAW, READS, BITS>(&sources, tables, half, j)));
 }
 
-/// Sums of levels times planes over the whole block; the same for every `T`.
+/// Adds the product of a block by the inputs of one token; the same for every `T`.
 ///
 /// # Safety
-/// The CPU must have the instruction set; the block's units and previous vectors must be readable, and planes as long as its groups.
+/// The CPU must have the instruction set; the block's units and previous vectors must be readable, and inputs as long as its groups.
 #[inline(always)]
 pub(super) unsafe fn dot<T: Vector, const PATH: usize, const RAW: usize, const READS: usize, const BITS: usize>(
     block: &Block,
-    planes: [*const u8; 2],
-    step: usize,
-) -> Sums {
-    let mut sums: Sums = [[[0; 16]; 2]; 8];
-    if T::BYTES == VECTOR {
-        // Without a loop around it the sums stay in registers from start to end.
-        strip::<T, PATH, RAW, READS, BITS, 0>(block, planes, step, &mut sums, 0..block.groups, 0);
-        return sums;
-    }
-    let (mut apart, mut x) = (MaybeUninit::uninit(), MaybeUninit::uninit());
-    for first in (0..block.groups).step_by(TILE) {
-        let groups = first..block.groups.min(first + TILE);
+    x: &Inputs,
+    inputs: std::ops::Range<usize>,
+    out: &mut Partial,
+) {
+    let (mut apart, mut held) = (MaybeUninit::uninit(), MaybeUninit::uninit());
+    for (section, first) in (0..block.groups).step_by(x.lanes).enumerate() {
+        let groups = first..block.groups.min(first + x.lanes);
         for part in 0..VECTOR / T::BYTES {
-            if PATH == 0 || BITS > T::HELD_BITS {
-                strip::<T, PATH, RAW, READS, BITS, 0>(block, planes, step, &mut sums, groups.clone(), part);
-                strip::<T, PATH, RAW, READS, BITS, 4>(block, planes, step, &mut sums, groups.clone(), part);
-                continue;
+            let by_row = PATH > 0 && BITS <= T::HELD_BITS;
+            if by_row {
+                take_apart::<T, PATH, RAW, READS>(block, groups.clone(), part, &mut apart);
             }
-            take_apart::<T, PATH, RAW, READS>(block, groups.clone(), part, &mut apart);
-            let apart = apart.as_ptr();
-            spread::<T>(planes, step, groups.clone(), part, &mut x);
-            each_of_eight!(
-                R,
-                row_dot::<T, PATH, RAW, READS, BITS, R>(apart, x.as_ptr().cast(), groups.len(), block.tables, part, &mut sums)
-            );
+            for x in inputs.clone().map(|input| x.section(input, section)) {
+                if x.scale == 0.0 {
+                    continue;
+                }
+                if by_row {
+                    let apart = apart.as_ptr();
+                    hold::<T>(&x, groups.len(), part, &mut held);
+                    each_of_eight!(
+                        R,
+                        row_dot::<T, PATH, RAW, READS, BITS, R>(apart, held.as_ptr().cast(), &x, groups.len(), block.tables, part, out)
+                    );
+                    continue;
+                }
+                strip::<T, PATH, RAW, READS, BITS, 0>(block, &x, groups.clone(), part, out);
+                if T::ROWS == 4 {
+                    strip::<T, PATH, RAW, READS, BITS, 4>(block, &x, groups.clone(), part, out);
+                }
+            }
         }
     }
-    sums
 }
 
-/// Column groups after which a kernel of narrow vectors goes back to the other rows and bytes. One row at a time needs half the instructions that all rows
+/// Column groups of a section at most. One row of them at a time needs half the instructions that all rows
 /// need, whose tables are loaded again for each group. Measured on Zen 3 (plain AVX2, 4096 x 4096): 11.3 to 17.5 at 1 bit, 11.0 both at 2 bits (32 half levels),
 /// 8.7 to 8.0 x 10^9 weights a second at 3 bits (64), where tables do not fit into registers.
 const TILE: usize = 16;
@@ -301,6 +381,7 @@ unsafe fn sources<S: Copy, const PATH: usize, const RAW: usize, const READS: usi
     let raw = |vector: usize| read(&raw const (*apart).raw[vector]);
     Sources {
         current,
+        merged: [current; 2],
         previous: match READS {
             NIBBLE => current,
             _ if PATH == 2 && half == 1 => read(&raw const (*apart).path[0]),
@@ -346,67 +427,53 @@ unsafe fn take_apart<T: Vector, const PATH: usize, const RAW: usize, const READS
     }
 }
 
-/// Bytes `part` of the high and low planes for each column group, and zeros behind the last.
+/// Bytes `part` of the activations of a section, and one more group of no consequence.
 #[inline(always)]
-unsafe fn spread<T: Vector>(
-    planes: [*const u8; 2],
-    step: usize,
-    groups: std::ops::Range<usize>,
-    part: usize,
-    x: &mut MaybeUninit<[[T::V; 2]; TILE + 1]>,
-) {
-    let mut x = x.as_mut_ptr().cast::<[T::V; 2]>();
-    for group in groups {
-        for (plane, address) in planes.into_iter().enumerate() {
-            (*x)[plane] = activations::<T>(address.add(step * group), step, part * T::BYTES);
-        }
-        x = x.add(1);
+unsafe fn hold<T: Vector>(x: &Section, groups: usize, part: usize, held: &mut MaybeUninit<[T::Activations; TILE + 1]>) {
+    let held = held.as_mut_ptr().cast::<T::Activations>();
+    for group in 0..groups {
+        held.add(group).write(x.activations::<T>(group, part * T::BYTES));
     }
-    x.write([T::load([0; VECTOR].as_ptr()); 2]);
+    held.add(groups).write(T::activations(T::load([0; VECTOR].as_ptr())));
 }
 
-/// Bytes `at` of a column group's activations, `step` bytes of a plane.
-#[inline(always)]
-unsafe fn activations<T: Vector>(group: *const u8, step: usize, at: usize) -> T::V {
-    match step {
-        4 => T::repeat4(group),
-        8 => T::repeat8(group),
-        _ => T::load(group.add(at)),
-    }
-}
-
-/// Adds one row's products with `groups` column groups to its sums; two groups at a time, so there may be one more in `apart` and in `x`.
+/// Adds one row's products with `groups` column groups; two groups at a time, so there may be one more in `apart` and in `held`.
 #[inline(always)]
 unsafe fn row_dot<T: Vector, const PATH: usize, const RAW: usize, const READS: usize, const BITS: usize, const R: usize>(
     apart: *const Apart<T::Split>,
-    mut x: *const [T::V; 2],
+    mut held: *const T::Activations,
+    x: &Section,
     groups: usize,
     tables: &Tables,
     part: usize,
-    sums: &mut Sums,
+    out: &mut Partial,
 ) {
-    let at = part * T::BYTES / 4;
-    let [mut high, mut low] = [T::load_sums(sums[R][0].as_ptr().add(at)), T::load_sums(sums[R][1].as_ptr().add(at))];
+    let mut sums = x.start::<T>(part * T::BYTES);
     for pair in 0..groups.div_ceil(2) {
         for group in [2 * pair, 2 * pair + 1] {
-            let w =
+            let levels =
                 level_of::<T, PATH, RAW, READS, BITS>(&sources::<T::Split, PATH, RAW, READS>(apart, group, R / 4), tables, R / 4, R % 4);
-            high = T::dot(high, w, (*x)[0]);
-            low = T::dot(low, w, (*x)[1]);
-            x = x.add(1);
+            sums = T::dot(sums, levels, *held);
+            held = held.add(1);
         }
     }
-    T::store_sums(sums[R][0].as_mut_ptr().add(at), high);
-    T::store_sums(sums[R][1].as_mut_ptr().add(at), low);
+    add_to::<T>(&mut out[R], part, sums, x.scale);
 }
 
-/// Levels of a column group with 128 added, `[row][byte of the vector]`.
+/// Adds scaled sums to bytes `part` of a row.
+#[inline(always)]
+unsafe fn add_to<T: Vector>(out: &mut [f32; 16], part: usize, sums: T::Sums, scale: f32) {
+    let out = out.as_mut_ptr().add(part * T::BYTES / 4);
+    T::store_floats(out, T::add_scaled(T::load_floats(out), sums, scale));
+}
+
+/// Levels of a column group as [`Vector::store_levels`] writes them, `[row][byte of the vector]`.
 pub(crate) type Levels = [[u8; VECTOR]; 8];
 
 /// Looks up the levels of some column groups.
 ///
 /// # Safety
-/// As for [`dot`]; `groups` must be the block's.
+/// As for [`dot`]; `groups` must be the block's, and no more than the levels.
 #[inline(always)]
 pub(super) unsafe fn look_up<T: Vector, const PATH: usize, const RAW: usize, const READS: usize, const BITS: usize>(
     block: &Block,
@@ -430,8 +497,8 @@ pub(super) unsafe fn look_up<T: Vector, const PATH: usize, const RAW: usize, con
         for at in (0..VECTOR).step_by(T::BYTES) {
             let unit = block.codes.add(group * (PATH + RAW) * VECTOR + at);
             let before = block.before(group, at);
-            rows4::<T, PATH, RAW, READS, BITS, 0>(unit, before, block.tables, |j, w| T::store(rows[j].as_mut_ptr().add(at), w));
-            rows4::<T, PATH, RAW, READS, BITS, 4>(unit, before, block.tables, |j, w| T::store(rows[4 + j].as_mut_ptr().add(at), w));
+            rows4::<T, PATH, RAW, READS, BITS, 0>(unit, before, block.tables, |j, w| T::store_levels(rows[j].as_mut_ptr().add(at), w));
+            rows4::<T, PATH, RAW, READS, BITS, 4>(unit, before, block.tables, |j, w| T::store_levels(rows[4 + j].as_mut_ptr().add(at), w));
         }
     }
 }
@@ -446,94 +513,84 @@ unsafe fn row_look_up<T: Vector, const PATH: usize, const RAW: usize, const READ
 ) {
     for (group, rows) in levels.iter_mut().enumerate() {
         let w = level_of::<T, PATH, RAW, READS, BITS>(&sources::<T::Split, PATH, RAW, READS>(apart, group, R / 4), tables, R / 4, R % 4);
-        T::store(rows[R].as_mut_ptr().add(part * T::BYTES), w);
+        T::store_levels(rows[R].as_mut_ptr().add(part * T::BYTES), w);
     }
 }
 
-/// Adds the products of looked-up levels, those of the groups from `first` on, to the sums of each input, or sets them if `first` is 0.
+/// Adds the products of the looked-up levels of a section by all inputs, each to its token's.
 ///
 /// # Safety
-/// The CPU must have the instruction set; planes must be as long as the groups.
+/// The CPU must have the instruction set; inputs must be as long as the section.
 #[inline(always)]
-pub(super) unsafe fn multiply<T: Vector>(block: &Block, levels: &[Levels], first: usize, x: &Inputs, sums: &mut [Sums]) {
-    let block = Block { codes: levels.as_ptr().cast(), ..*block };
-    for (input, sums) in (0..x.inputs.len()).zip(sums) {
-        let planes = x.planes(input).map(|plane| plane.wrapping_add(first * x.step));
-        if first == 0 {
-            *sums = [[[0; 16]; 2]; 8];
-        }
-        for part in 0..VECTOR / T::BYTES {
-            strip::<T, 0, 0, NIBBLE, 8, 0>(&block, planes, x.step, sums, 0..levels.len(), part);
-            if T::ROWS == 4 {
-                strip::<T, 0, 0, NIBBLE, 8, 4>(&block, planes, x.step, sums, 0..levels.len(), part);
-            }
-        }
+pub(super) unsafe fn multiply<T: Vector>(levels: &[Levels], section: usize, x: &Inputs, out: &mut [Partial]) {
+    let mut input = 0;
+    while input + 2 <= x.tokens.len() {
+        multiply_by::<T, 2>(levels, [input, input + 1], section, x, out);
+        input += 2;
+    }
+    if input < x.tokens.len() {
+        multiply_by::<T, 1>(levels, [input], section, x, out);
     }
 }
 
-/// `out += factor (128 high + low)` of an input's sums, the 32-bit lanes of a lane taken together.
+/// The same for a few inputs: a level is loaded once for all of them.
 #[inline(always)]
-pub(super) fn finish(sums: &Sums, input: &Input, lanes: usize, out: &mut Partial) {
-    for (out, [high, low]) in out.iter_mut().zip(sums) {
-        if lanes == 16 {
-            for ((out, high), low) in out.iter_mut().zip(high).zip(low) {
-                *out += input.value(*high, *low);
+unsafe fn multiply_by<T: Vector, const N: usize>(levels: &[Levels], inputs: [usize; N], section: usize, x: &Inputs, out: &mut [Partial]) {
+    let sections = inputs.map(|input| x.section(input, section));
+    for part in 0..VECTOR / T::BYTES {
+        let at = part * T::BYTES;
+        for rows in (0..8).step_by(T::ROWS) {
+            let mut sums = [[sections[0].start::<T>(at); 8]; N];
+            for (sums, x) in sums.iter_mut().zip(&sections) {
+                *sums = [x.start::<T>(at); 8];
             }
-        } else {
-            let parts = 16 / lanes;
-            for (out, (high, low)) in out.iter_mut().zip(high.chunks_exact(parts).zip(low.chunks_exact(parts))) {
-                *out += input.value(high.iter().sum(), low.iter().sum());
+            for (group, levels) in levels.iter().enumerate() {
+                let mut activations = [sections[0].activations::<T>(group, at); N];
+                for (activations, x) in activations.iter_mut().zip(&sections) {
+                    *activations = x.activations::<T>(group, at);
+                }
+                let row = levels.as_ptr().cast::<u8>().add(rows * VECTOR + at);
+                for j in 0..T::ROWS {
+                    let levels = T::stored(T::load(row.add(j * VECTOR)));
+                    for (sums, x) in sums.iter_mut().zip(activations) {
+                        sums[j] = T::dot(sums[j], levels, x);
+                    }
+                }
+            }
+            for ((sums, section), input) in sums.iter().zip(&sections).zip(inputs) {
+                let out = &mut out[x.tokens[input]];
+                for (sums, out) in sums.iter().zip(&mut out[rows..rows + T::ROWS]) {
+                    add_to::<T>(out, part, *sums, section.scale);
+                }
             }
         }
     }
 }
 
-impl Input {
-    /// The product whose integer sums these are.
-    #[inline(always)]
-    pub fn value(&self, high: i32, low: i32) -> f32 {
-        let (high, low) = (high + self.start[0], low + self.start[1]);
-        // The same for all sums of the same `128 high + low`: a kernel may have other ones.
-        self.factor * (128.0 * (high + (low >> 7)) as f32 + (low & 127) as f32)
-    }
-}
-
-/// Rows `R0..R0 + ROWS` and bytes `part` of the groups.
+/// Adds the products of rows `R0..R0 + ROWS` and bytes `part` of a section's groups.
 #[inline(always)]
 unsafe fn strip<T: Vector, const PATH: usize, const RAW: usize, const READS: usize, const BITS: usize, const R0: usize>(
     block: &Block,
-    [high, low]: [*const u8; 2],
-    step: usize,
-    sums: &mut Sums,
+    x: &Section,
     groups: std::ops::Range<usize>,
     part: usize,
+    out: &mut Partial,
 ) {
-    let unit_bytes = if PATH + RAW == 0 { 8 * VECTOR } else { (PATH + RAW) * VECTOR };
+    let unit_bytes = (PATH + RAW) * VECTOR;
     let at = part * T::BYTES;
-    let mut acc = [[T::load_sums(sums[0][0].as_ptr()); 2]; 8];
-    for (i, acc) in acc.iter_mut().enumerate().take(T::ROWS) {
-        for (plane, acc) in acc.iter_mut().enumerate() {
-            *acc = T::load_sums(sums[R0 + i][plane].as_ptr().add(at / 4));
-        }
-    }
+    let mut sums = [x.start::<T>(at); 8];
     let mut unit = block.codes.wrapping_add(groups.start * unit_bytes + at);
     let mut before = block.before(groups.start, at);
-    for group in groups {
+    for group in 0..groups.len() {
         if part == 0 && R0 == 0 {
             for v in 0..PATH + RAW {
                 T::prefetch(unit.wrapping_add(PREFETCH + v * VECTOR));
             }
         }
-        let (high, low) = (activations::<T>(high.add(step * group), step, at), activations::<T>(low.add(step * group), step, at));
-        rows4::<T, PATH, RAW, READS, BITS, R0>(unit, before, block.tables, |j, w| {
-            acc[j][0] = T::dot(acc[j][0], w, high);
-            acc[j][1] = T::dot(acc[j][1], w, low);
-        });
+        let x = x.activations::<T>(group, at);
+        rows4::<T, PATH, RAW, READS, BITS, R0>(unit, before, block.tables, |j, levels| sums[j] = T::dot(sums[j], levels, x));
         if T::ROWS == 8 {
-            rows4::<T, PATH, RAW, READS, BITS, 4>(unit, before, block.tables, |j, w| {
-                acc[4 + j][0] = T::dot(acc[4 + j][0], w, high);
-                acc[4 + j][1] = T::dot(acc[4 + j][1], w, low);
-            });
+            rows4::<T, PATH, RAW, READS, BITS, 4>(unit, before, block.tables, |j, levels| sums[4 + j] = T::dot(sums[4 + j], levels, x));
         }
         unit = unit.wrapping_add(unit_bytes);
         if READS != NIBBLE {
@@ -543,10 +600,8 @@ unsafe fn strip<T: Vector, const PATH: usize, const RAW: usize, const READS: usi
             before[1] = before[1].wrapping_add(block.older_step);
         }
     }
-    for (i, acc) in acc.iter().enumerate().take(T::ROWS) {
-        for (plane, acc) in acc.iter().enumerate() {
-            T::store_sums(sums[R0 + i][plane].as_mut_ptr().add(at / 4), *acc);
-        }
+    for (sums, out) in sums.into_iter().zip(&mut out[R0..R0 + T::ROWS]) {
+        add_to::<T>(out, part, sums, x.scale);
     }
 }
 

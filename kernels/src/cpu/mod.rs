@@ -9,15 +9,13 @@ mod portable;
 mod rows;
 mod tables;
 #[cfg(target_arch = "x86_64")]
-mod words;
-#[cfg(target_arch = "x86_64")]
 mod x86;
 
 use crate::code::LinearCode;
 use crate::layout::VECTOR;
+use kernel::Levels;
 use kernel::Vector;
-pub(crate) use kernel::{before_first, Block, Input, Inputs, Partial};
-use kernel::{Levels, Sums};
+pub(crate) use kernel::{before_first, Block, Inputs, Partial};
 pub(crate) use rows::{row_dot, RowDot};
 use std::ops::Range;
 use std::sync::OnceLock;
@@ -131,54 +129,37 @@ pub(crate) const TOGETHER: usize = 16;
 /// The functions that multiply by the blocks of one run.
 #[derive(Clone, Copy)]
 pub(crate) struct Kernels {
-    dot: unsafe fn(&Block, &Inputs, usize, &mut Partial),
+    dot: unsafe fn(&Block, &Inputs, Range<usize>, &mut Partial),
     look_up: unsafe fn(&Block, Range<usize>, &mut [Levels]),
-    products: Products,
+    multiply: Multiply,
+    /// Tables hold levels as they are, without 128 added.
+    pub signed: bool,
 }
 
-/// What an instruction set does with looked-up levels, whatever the code.
-#[derive(Clone, Copy)]
-struct Products {
-    multiply: unsafe fn(&Block, &mut [Levels], Range<usize>, &Inputs, &mut [Sums]),
-    finish: unsafe fn(&Sums, &Input, usize, &mut Partial),
-    /// Column groups whose levels are looked up at a time.
-    groups: usize,
-}
-
-/// Working memory of [`Kernels::dot_many`].
-#[derive(Default)]
-pub(crate) struct Scratch {
-    levels: Vec<Levels>,
-    sums: Vec<Sums>,
-}
+/// Adds the products of a section's levels, which it may change and behind which there are zeros up to 16 groups, by all inputs.
+type Multiply = unsafe fn(levels: &mut [Levels; 16], groups: usize, section: usize, x: &Inputs, out: &mut [Partial]);
 
 impl Kernels {
-    /// Adds the product of a block by one input.
+    /// Adds the product of a block by the inputs of one token.
     ///
     /// # Safety
     /// The block must belong to the run that the kernels were selected for: `groups` units at `codes` and as many vectors at `previous` and
-    /// `older`, as far as the code reads them; planes must be as long as the groups.
-    pub unsafe fn dot(&self, block: &Block, x: &Inputs, input: usize, out: &mut Partial) {
-        (self.dot)(block, x, input, out)
+    /// `older`, as far as the code reads them; inputs must be as long as the groups.
+    pub unsafe fn dot(&self, block: &Block, x: &Inputs, inputs: Range<usize>, out: &mut Partial) {
+        (self.dot)(block, x, inputs, out)
     }
 
     /// Adds the products of a block by all inputs, that of a token to `out[token]`, with the same results as [`Kernels::dot`]. Levels are looked up once.
     ///
     /// # Safety
     /// As for [`Kernels::dot`].
-    pub unsafe fn dot_many(&self, block: &Block, x: &Inputs, scratch: &mut Scratch, out: &mut [Partial]) {
-        let Products { multiply, finish, groups } = self.products;
-        scratch.sums.resize(x.inputs.len().next_multiple_of(TOGETHER).max(scratch.sums.len()), [[[0; 16]; 2]; 8]);
-        scratch.levels.resize(groups.max(scratch.levels.len()), [[0; VECTOR]; 8]);
-        for first in (0..block.groups).step_by(groups) {
-            let groups = first..block.groups.min(first + groups);
-            let levels = &mut scratch.levels[..groups.len().next_multiple_of(16)];
-            (self.look_up)(block, groups.clone(), levels);
+    pub unsafe fn dot_many(&self, block: &Block, x: &Inputs, out: &mut [Partial]) {
+        let mut levels = Box::new([[[0; VECTOR]; 8]; 16]);
+        for (section, first) in (0..block.groups).step_by(x.lanes).enumerate() {
+            let groups = first..block.groups.min(first + x.lanes);
+            (self.look_up)(block, groups.clone(), &mut levels[..groups.len()]);
             levels[groups.len()..].fill([[0; VECTOR]; 8]);
-            multiply(block, levels, groups, x, &mut scratch.sums);
-        }
-        for (input, sums) in x.inputs.iter().zip(&scratch.sums) {
-            finish(sums, input, x.lanes, &mut out[input.token]);
+            (self.multiply)(&mut levels, groups.len(), section, x, out);
         }
     }
 }
@@ -202,12 +183,11 @@ macro_rules! kernels {
             unsafe fn dot<const PATH: usize, const RAW: usize, const READS: usize, const BITS: usize>(
                 block: &Block,
                 x: &Inputs,
-                input: usize,
+                inputs: Range<usize>,
                 out: &mut Partial,
             ) {
                 // SAFETY: the caller's contract is the kernel's, and the instruction set is enabled.
-                let sums = unsafe { kernel::dot::<$vector, PATH, RAW, READS, BITS>(block, x.planes(input), x.step) };
-                kernel::finish(&sums, &x.inputs[input], x.lanes, out);
+                unsafe { kernel::dot::<$vector, PATH, RAW, READS, BITS>(block, x, inputs, out) }
             }
 
             $(#[target_feature(enable = $features)])?
@@ -221,18 +201,10 @@ macro_rules! kernels {
             }
 
             $(#[target_feature(enable = $features)])?
-            unsafe fn multiply(block: &Block, levels: &mut [Levels], groups: Range<usize>, x: &Inputs, sums: &mut [Sums]) {
+            unsafe fn multiply(levels: &mut [Levels; 16], groups: usize, section: usize, x: &Inputs, out: &mut [Partial]) {
                 // SAFETY: as above.
-                unsafe { kernel::multiply::<$vector>(block, &levels[..groups.len()], groups.start, x, sums) }
+                unsafe { kernel::multiply::<$vector>(&levels[..groups], section, x, out) }
             }
-
-            $(#[target_feature(enable = $features)])?
-            unsafe fn finish(sums: &Sums, input: &Input, lanes: usize, out: &mut Partial) {
-                kernel::finish(sums, input, lanes, out)
-            }
-
-            /// With the sums of a token, levels of so many groups stay in the first-level cache.
-            const PRODUCTS: Products = Products { multiply, finish, groups: 32 };
 
             /// Kernels of a run; `None` is width 8. A code is valid, so path bits are 1 or 2 and bits at most 6.
             pub(super) fn select(code: Option<&LinearCode>) -> Kernels {
@@ -246,7 +218,8 @@ macro_rules! kernels {
                         Kernels {
                             dot: dot::<$path, $raw, { Reads::$reads as usize }, $bits>,
                             look_up: look_up::<$path, $raw, { Reads::$reads as usize }, $bits>,
-                            products: PRODUCTS,
+                            multiply,
+                            signed: <$vector>::SIGNED,
                         }
                     };
                     ($path:literal, $raw:literal, $reads:ident of $bits:expr) => {
@@ -301,15 +274,11 @@ macro_rules! kernels {
 
 kernels!(portable_kernels, portable::Portable<16>);
 #[cfg(target_arch = "x86_64")]
-kernels!(avx2_kernels, x86::Avx2, "avx2");
+kernels!(avx2_kernels, x86::Avx2, "avx2,fma");
 #[cfg(target_arch = "x86_64")]
-kernels!(avx2_gfni_kernels, x86::Avx2Gfni, "avx2,gfni,avxvnni");
+kernels!(avx2_gfni_kernels, x86::Avx2Gfni, "avx2,fma,gfni,avxvnni");
 #[cfg(target_arch = "x86_64")]
 kernels!(avx512_kernels, x86::Avx512, "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,gfni");
-
-/// The products of AMX; levels of so many groups (64 KiB) stay in the second-level cache, their activations for 16 tokens in the first.
-#[cfg(target_arch = "x86_64")]
-const AMX: Products = Products { multiply: amx::multiply, finish: amx::finish_sums, groups: 128 };
 
 /// The kernels of a run of a matrix of so many lanes with this valid code (`None` at width 8).
 ///
@@ -320,14 +289,11 @@ pub(crate) fn select(isa: Isa, code: Option<&LinearCode>, lanes: usize) -> Kerne
     match isa {
         Isa::Portable => portable_kernels::select(code),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => {
-            let kernels = avx2_kernels::select(code);
-            Kernels { products: Products { multiply: words::multiply, groups: words::GROUPS, ..kernels.products }, ..kernels }
-        }
+        Isa::Avx2 => avx2_kernels::select(code),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2Gfni => avx2_gfni_kernels::select(code),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Amx if lanes >= 8 => Kernels { products: AMX, ..avx512_kernels::select(code) },
+        Isa::Avx512Amx if lanes == 16 => Kernels { multiply: amx::multiply, ..avx512_kernels::select(code) },
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 | Isa::Avx512Amx => avx512_kernels::select(code),
         #[cfg(not(target_arch = "x86_64"))]
@@ -338,6 +304,7 @@ pub(crate) fn select(isa: Isa, code: Option<&LinearCode>, lanes: usize) -> Kerne
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::activations::{Activations, Precision};
     use crate::code::antisymmetric;
     use rand::{Rng, SeedableRng};
     use rand_chacha::ChaCha8Rng;
@@ -367,42 +334,55 @@ mod tests {
         let groups = rng.random_range(1..80);
         let mut bytes = |len: usize| (0..len).map(|_| rng.random::<u8>()).collect::<Vec<u8>>();
         let (codes, previous, older) = (bytes(groups * width * VECTOR), bytes(groups * VECTOR), bytes(groups * 3 * VECTOR));
-        let tables = Tables::new(code);
-        let block = Block {
+        let tables = [false, true].map(|signed| Tables::new(code, signed));
+        let block = |kernels: &Kernels| Block {
             codes: codes.as_ptr(),
             groups,
             previous: previous.as_ptr(),
             previous_step: VECTOR,
             older: older.as_ptr(),
             older_step: 3 * VECTOR,
-            tables: &tables,
+            tables: &tables[usize::from(kernels.signed)],
         };
         for lanes in [16, 8, 4, 1] {
             let mut paths = vec![portable32_kernels::select(code), portable64_kernels::select(code)];
             paths.extend(Isa::ALL.into_iter().filter(|isa| isa.is_available()).map(|isa| select(isa, code, lanes)));
-            let step = if lanes >= 8 { VECTOR / lanes } else { VECTOR };
-            let plane = groups * step;
-            // Two inputs for token 1, one for token 0, then others, and what stands behind them.
-            let count = rng.random_range(3..40);
-            let tokens = [1, 0, 1].into_iter().chain(2..).take(count);
-            let inputs: Vec<Input> = tokens.map(|token| Input { token, start: [-5, 7], factor: 0.25 }).collect();
-            let planes: Vec<u8> = (0..2 * plane * (count + TOGETHER) + VECTOR).map(|_| rng.random_range(-64i8..64) as u8).collect();
-            let x = Inputs { inputs: &inputs, planes: &planes, plane, step, lanes };
+            let columns = groups * VECTOR / lanes;
+            let count = rng.random_range(1..40);
+            let mut x = Activations::default();
+            x.start(columns, lanes);
+            for token in 0..count {
+                // Some tokens have outliers and so a second input, some are zero in many sections.
+                let outlier = rng.random_range(0..2 * columns);
+                let zero = if rng.random() { 0..columns } else { 0..rng.random_range(0..=columns) };
+                x.push(token, 0.25, Precision::Byte, |values| {
+                    values.extend((0..columns).map(|j| match j {
+                        _ if j == outlier => 100.0,
+                        _ if zero.contains(&j) => 0.0,
+                        _ => rng.random_range(-1.0..1.0),
+                    }));
+                });
+            }
+            x.finish();
+            let x = x.inputs();
             let one_by_one = |kernels: &Kernels| {
                 let mut out: Vec<Partial> = vec![[[1.0; 16]; 8]; count];
-                // SAFETY: `codes` has `groups` units of the code, `previous`, `older` and the planes as many vectors.
-                (0..count).for_each(|n| unsafe { kernels.dot(&block, &x, n, &mut out[inputs[n].token]) });
+                let mut first = 0;
+                for inputs in x.tokens.chunk_by(|a, b| a == b) {
+                    // SAFETY: `codes` has `groups` units of the code, `previous`, `older` and the inputs as many vectors.
+                    unsafe { kernels.dot(&block(kernels), &x, first..first + inputs.len(), &mut out[inputs[0]]) };
+                    first += inputs.len();
+                }
                 out
             };
             let together = |kernels: &Kernels| {
                 let mut out: Vec<Partial> = vec![[[1.0; 16]; 8]; count];
                 // SAFETY: as above.
-                unsafe { kernels.dot_many(&block, &x, &mut Scratch::default(), &mut out) };
+                unsafe { kernels.dot_many(&block(kernels), &x, &mut out) };
                 out
             };
             let expected = one_by_one(&portable_kernels::select(code));
-            let last = expected[count - 2].iter().map(|row| &row[..lanes]);
-            assert!(count == 3 || last.flatten().any(|v| *v != 1.0), "{code:?}");
+            assert!(x.scales.iter().all(|s| *s == 0.0) || expected.iter().flatten().flatten().any(|v| *v != 1.0), "{code:?}");
             assert!(paths.iter().all(|kernels| one_by_one(kernels) == expected), "{lanes} lanes, {code:?}");
             paths.push(portable_kernels::select(code));
             assert!(paths.iter().all(|kernels| together(kernels) == expected), "{lanes} lanes, {code:?}");

@@ -6,14 +6,19 @@ use super::tables::Map;
 pub(super) struct Portable<const N: usize>;
 
 macro_rules! portable {
-    ($bytes:literal, $sums:literal, $rows:literal, $held:literal) => {
+    ($bytes:literal, $sums:literal, $rows:literal, $held:literal, $merges:literal) => {
         impl Vector for Portable<$bytes> {
             type V = [u8; $bytes];
             type Sums = [i32; $sums];
+            type Floats = [f32; $sums];
+            type Level = [u8; $bytes];
+            type Activations = [u8; $bytes];
             type Split = [u8; $bytes];
             const BYTES: usize = $bytes;
             const ROWS: usize = $rows;
             const TABLE_BITS: usize = 8;
+            const SIGNED: bool = false;
+            const MERGES: bool = $merges;
             const HELD_BITS: usize = $held;
 
             #[inline(always)]
@@ -35,21 +40,56 @@ macro_rules! portable {
                 std::array::from_fn(|i| eight[i % 8])
             }
             #[inline(always)]
-            unsafe fn load_sums(p: *const i32) -> Self::Sums {
-                p.cast::<Self::Sums>().read_unaligned()
+            unsafe fn load_floats(p: *const f32) -> Self::Floats {
+                p.cast::<Self::Floats>().read_unaligned()
             }
             #[inline(always)]
-            unsafe fn store_sums(p: *mut i32, sums: Self::Sums) {
-                p.cast::<Self::Sums>().write_unaligned(sums)
+            unsafe fn store_floats(p: *mut f32, floats: Self::Floats) {
+                p.cast::<Self::Floats>().write_unaligned(floats)
             }
             #[inline(always)]
-            unsafe fn dot(mut sums: Self::Sums, w: Self::V, x: Self::V) -> Self::Sums {
+            unsafe fn activations(v: Self::V) -> Self::V {
+                v
+            }
+            #[inline(always)]
+            unsafe fn start(v: Self::V) -> Self::Sums {
+                (&raw const v).cast::<Self::Sums>().read_unaligned()
+            }
+            #[inline(always)]
+            unsafe fn dot(mut sums: Self::Sums, levels: Self::V, x: Self::V) -> Self::Sums {
                 for (i, sum) in sums.iter_mut().enumerate() {
                     for k in 4 * i..4 * i + 4 {
-                        *sum += i32::from(w[k]) * i32::from(x[k] as i8);
+                        *sum += i32::from(levels[k]) * i32::from(x[k] as i8);
                     }
                 }
                 sums
+            }
+            #[inline(always)]
+            unsafe fn add_scaled(mut floats: Self::Floats, sums: Self::Sums, scale: f32) -> Self::Floats {
+                for (float, sum) in floats.iter_mut().zip(sums) {
+                    *float = (sum as f32).mul_add(scale, *float);
+                }
+                floats
+            }
+            #[inline(always)]
+            unsafe fn biased(v: Self::V) -> Self::V {
+                v.map(|b| b.max(1))
+            }
+            #[inline(always)]
+            unsafe fn signed(v: Self::V) -> Self::V {
+                v.map(|b| (b ^ 0x80).max(1))
+            }
+            #[inline(always)]
+            unsafe fn store_levels(p: *mut u8, levels: Self::V) {
+                Self::store(p, levels)
+            }
+            #[inline(always)]
+            unsafe fn stored(v: Self::V) -> Self::V {
+                v
+            }
+            #[inline(always)]
+            unsafe fn merge(high: Self::V, low: Self::V, low_from_high: bool) -> Self::V {
+                std::array::from_fn(|i| high[i] & 0xF0 | if low_from_high { low[i] >> 4 } else { low[i] & 15 })
             }
             #[inline(always)]
             unsafe fn split(v: Self::V) -> Self::Split {
@@ -77,6 +117,6 @@ macro_rules! portable {
     };
 }
 
-portable!(16, 4, 4, 0);
-portable!(32, 8, 4, 8);
-portable!(64, 16, 8, 0);
+portable!(16, 4, 4, 0, false);
+portable!(32, 8, 4, 8, false);
+portable!(64, 16, 8, 0, true);

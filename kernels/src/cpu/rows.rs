@@ -1,69 +1,74 @@
 //! Dot products of int8 rows with quantized activations.
-use super::kernel::Vector;
+use super::kernel::{Inputs, Vector};
 use super::{Isa, IsaError};
 use crate::layout::VECTOR;
+use std::ops::Range;
 
-/// Sums of `q + 128` times the high and the low plane, both `q.len()` bytes and zeros up to a multiple of 64.
+/// The product of a row by the inputs of a token, in one lane.
 ///
 /// # Safety
-/// The CPU must have the instruction set; the planes must be that long.
-pub(crate) type RowDot = unsafe fn(q: &[u8], planes: [*const u8; 2]) -> [i32; 2];
+/// The CPU must have the instruction set; inputs must have as many columns.
+pub(crate) type RowDot = unsafe fn(q: &[u8], x: &Inputs, inputs: Range<usize>) -> f32;
 
 /// Bytes that are asked for ahead, from the rows to come.
 const PREFETCH: usize = 4096;
 
-/// Vectors whose products are summed apart, to hide latencies.
+/// Sections whose products are summed apart, to hide latencies.
 const APART: usize = 2;
 
 #[inline(always)]
-unsafe fn dot<T: Vector>(q: &[u8], [high, low]: [*const u8; 2]) -> [i32; 2] {
-    let zero = T::load_sums([0i32; 16].as_ptr());
-    let flip = T::load([0x80u8; VECTOR].as_ptr());
-    let mut sums = [[zero; 2]; APART];
-    let whole = q.len() / VECTOR * VECTOR;
+unsafe fn dot<T: Vector>(q: &[u8], x: &Inputs, inputs: Range<usize>) -> f32 {
+    let mut sums = [[T::load_floats([0.0; 16].as_ptr()); 4]; APART];
+    let whole = q.len() / VECTOR;
     let mut tail = [0; VECTOR];
-    tail[..q.len() - whole].copy_from_slice(&q[whole..]);
-    for first in (0..q.len()).step_by(VECTOR) {
-        let q = if first < whole { q.as_ptr().add(first) } else { tail.as_ptr() };
-        T::prefetch(q.wrapping_add(PREFETCH));
-        for part in (0..VECTOR).step_by(T::BYTES) {
-            let n = if T::BYTES == VECTOR { first / VECTOR } else { part / T::BYTES } % APART;
-            let w = T::xor(T::load(q.add(part)), flip);
-            sums[n][0] = T::dot(sums[n][0], w, T::load(high.add(first + part)));
-            sums[n][1] = T::dot(sums[n][1], w, T::load(low.add(first + part)));
+    tail[..q.len() % VECTOR].copy_from_slice(&q[whole * VECTOR..]);
+    for first in (0..x.sections).step_by(APART) {
+        for (n, sums) in sums.iter_mut().enumerate() {
+            let section = first + n;
+            if section == x.sections {
+                break;
+            }
+            let q = if section < whole { q.as_ptr().add(section * VECTOR) } else { tail.as_ptr() };
+            T::prefetch(q.wrapping_add(PREFETCH));
+            for (part, sums) in sums.iter_mut().enumerate().take(VECTOR / T::BYTES) {
+                let at = part * T::BYTES;
+                let levels = T::signed(T::load(q.add(at)));
+                for x in inputs.clone().map(|input| x.section(input, section)) {
+                    let start = T::start(T::load(x.start.add(at)));
+                    *sums = T::add_scaled(*sums, T::dot(start, levels, T::activations(T::load(x.bytes.add(at)))), x.scale);
+                }
+            }
         }
     }
-    let mut totals = [[0; 16]; 2];
-    for sums in sums {
-        for (total, sums) in totals.iter_mut().zip(sums) {
-            let mut lanes = [0; 16];
-            T::store_sums(lanes.as_mut_ptr(), sums);
-            total.iter_mut().zip(lanes).for_each(|(total, lane)| *total += lane);
+    let mut lanes = [[0.0; 16]; APART];
+    for (lanes, sums) in lanes.iter_mut().zip(sums) {
+        for (lanes, sums) in lanes.chunks_exact_mut(T::BYTES / 4).zip(sums) {
+            T::store_floats(lanes.as_mut_ptr(), sums);
         }
     }
-    totals.map(|lanes| lanes.iter().sum())
+    lanes.iter().flatten().sum()
 }
 
-unsafe fn portable(q: &[u8], planes: [*const u8; 2]) -> [i32; 2] {
-    dot::<super::portable::Portable<16>>(q, planes)
+unsafe fn portable(q: &[u8], x: &Inputs, inputs: Range<usize>) -> f32 {
+    dot::<super::portable::Portable<16>>(q, x, inputs)
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-unsafe fn avx2(q: &[u8], planes: [*const u8; 2]) -> [i32; 2] {
-    dot::<super::x86::Avx2>(q, planes)
+#[target_feature(enable = "avx2,fma")]
+unsafe fn avx2(q: &[u8], x: &Inputs, inputs: Range<usize>) -> f32 {
+    dot::<super::x86::Avx2>(q, x, inputs)
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,gfni,avxvnni")]
-unsafe fn avx2_gfni(q: &[u8], planes: [*const u8; 2]) -> [i32; 2] {
-    dot::<super::x86::Avx2Gfni>(q, planes)
+#[target_feature(enable = "avx2,fma,gfni,avxvnni")]
+unsafe fn avx2_gfni(q: &[u8], x: &Inputs, inputs: Range<usize>) -> f32 {
+    dot::<super::x86::Avx2Gfni>(q, x, inputs)
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,gfni")]
-unsafe fn avx512(q: &[u8], planes: [*const u8; 2]) -> [i32; 2] {
-    dot::<super::x86::Avx512>(q, planes)
+unsafe fn avx512(q: &[u8], x: &Inputs, inputs: Range<usize>) -> f32 {
+    dot::<super::x86::Avx512>(q, x, inputs)
 }
 
 /// The function of a path.

@@ -68,7 +68,7 @@ pub(crate) fn look_up_bits(code: &LinearCode) -> usize {
 /// Everything that a kernel needs of one code.
 #[repr(C, align(64))]
 pub(crate) struct Tables {
-    /// `level + 128` of each row position, in the order of [`Folded`] indices.
+    /// `level`, or `level + 128`, of each row position, in the order of [`Folded`] indices.
     pub levels: [[u8; 256]; 8],
     /// Current path byte to index, by row position.
     pub current: [Map; 8],
@@ -76,6 +76,9 @@ pub(crate) struct Tables {
     pub previous: [Map; 8],
     /// The path byte before that to index, by row position.
     pub older: [Map; 8],
+    /// For codes that read a window: current path byte, its low nibble replaced by that nibble of raw bits in which the row's stand, to index, of the first
+    /// four rows. The raw bits are the top one if there is such a vector, otherwise those of pair 0.
+    pub merged: [Map; 4],
     /// Raw bits `2p + 1, 2p` of the four rows of a vector to index bits.
     pub pairs: [[Map; 4]; 2],
     /// The top raw bit of the eight rows of a vector, if raw bits are odd.
@@ -83,13 +86,14 @@ pub(crate) struct Tables {
 }
 
 impl Tables {
-    /// Tables of a valid code; `None` (width 8) gives zeros, which no kernel reads.
-    pub fn new(code: Option<&LinearCode>) -> Box<Self> {
+    /// Tables of a valid code; `None` (width 8) gives zeros, which no kernel reads. `signed`: without the 128 in each level.
+    pub fn new(code: Option<&LinearCode>, signed: bool) -> Box<Self> {
         let mut tables = Box::new(Tables {
             levels: [[0; 256]; 8],
             current: [Map::ZERO; 8],
             previous: [Map::ZERO; 8],
             older: [Map::ZERO; 8],
+            merged: [Map::ZERO; 4],
             pairs: [[Map::ZERO; 4]; 2],
             top: [Map::ZERO; 8],
         });
@@ -100,13 +104,25 @@ impl Tables {
         for position in 0..code.positions() {
             let levels = &code.levels[if code.levels.len() == 1 { 0 } else { position }];
             for (index, level) in (0..=u8::MAX).zip(levels) {
-                tables.levels[position][usize::from(folded.index(index))] = (i16::from(*level) + 128) as u8;
+                tables.levels[position][usize::from(folded.index(index))] =
+                    if signed { *level as u8 } else { (i16::from(*level) + 128) as u8 };
             }
             tables.current[position] = folded.map(&bit_images(&code.a[position]));
             tables.previous[position] = folded.map(&bit_images(&code.c[position]));
             if let Some(masks) = code.d.get(position) {
                 tables.older[position] = folded.map(&bit_images(masks));
             }
+        }
+        for (row, masks) in code.a.iter().enumerate().take(4) {
+            let mut images = bit_images(masks);
+            images[..4].fill(0);
+            if raw_bits % 2 == 1 {
+                images[3 - row] = 1 << (index_bits + raw_bits - 1);
+            } else if raw_bits > 0 {
+                let lower = (6 - 2 * row) % 4;
+                (images[lower], images[lower + 1]) = (1 << index_bits, 2 << index_bits);
+            }
+            tables.merged[row] = folded.map(&images);
         }
         for pair in 0..raw_bits / 2 {
             for row in 0..4 {

@@ -35,16 +35,27 @@ look_up!(look_up_32, look_up_16, 2, 3);
 look_up!(look_up_64, look_up_32, 4, 2);
 look_up!(look_up_128, look_up_64, 8, 1);
 
-/// `level + 128` of the opposite level where bit 7 of `by` is set: bytes are negated modulo 256.
+/// Looks up half a table of `BITS - 1` index bits, all 16 entries of 4, and where bit 7 of the second vector is set, the level is the opposite one. Its
+/// lowest bit is clear.
 #[inline(always)]
-unsafe fn negate(levels: __m256i, by: __m256i) -> __m256i {
-    _mm256_sign_epi8(levels, _mm256_or_si256(by, _mm256_set1_epi8(1)))
+unsafe fn half_level<const BITS: usize>(table: &[u8; 256], index: __m256i) -> [__m256i; 2] {
+    match BITS {
+        4 => [look_up_16(table, 0, index, index), _mm256_setzero_si256()],
+        5 => [look_up_16(table, 0, index, index), _mm256_slli_epi16::<3>(index)],
+        6 => [look_up_32(table, 0, index, index), _mm256_slli_epi16::<2>(index)],
+        7 => [look_up_64(table, 0, index, index), _mm256_slli_epi16::<1>(index)],
+        _ => {
+            let low = look_up_128(table, 0, _mm256_and_si256(index, _mm256_set1_epi8(15)), index);
+            [low, _mm256_and_si256(index, _mm256_set1_epi8(-128))]
+        }
+    }
 }
 
 macro_rules! avx2_common {
     ($held:literal) => {
         type V = __m256i;
         type Sums = __m256i;
+        type Floats = __m256;
         const BYTES: usize = 32;
         const ROWS: usize = 4;
         const TABLE_BITS: usize = 4;
@@ -67,26 +78,20 @@ macro_rules! avx2_common {
             _mm256_set1_epi64x(p.cast::<i64>().read_unaligned())
         }
         #[inline(always)]
-        unsafe fn load_sums(p: *const i32) -> __m256i {
-            _mm256_loadu_si256(p.cast())
+        unsafe fn load_floats(p: *const f32) -> __m256 {
+            _mm256_loadu_ps(p)
         }
         #[inline(always)]
-        unsafe fn store_sums(p: *mut i32, sums: __m256i) {
-            _mm256_storeu_si256(p.cast(), sums)
+        unsafe fn store_floats(p: *mut f32, floats: __m256) {
+            _mm256_storeu_ps(p, floats)
+        }
+        #[inline(always)]
+        unsafe fn add_scaled(floats: __m256, sums: __m256i, scale: f32) -> __m256 {
+            _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums), _mm256_set1_ps(scale), floats)
         }
         #[inline(always)]
         unsafe fn xor(a: __m256i, b: __m256i) -> __m256i {
             _mm256_xor_si256(a, b)
-        }
-        #[inline(always)]
-        unsafe fn level<const BITS: usize>(table: &[u8; 256], index: __m256i) -> __m256i {
-            match BITS {
-                4 => look_up_16(table, 0, index, index),
-                5 => negate(look_up_16(table, 0, index, index), _mm256_slli_epi16::<3>(index)),
-                6 => negate(look_up_32(table, 0, index, index), _mm256_slli_epi16::<2>(index)),
-                7 => negate(look_up_64(table, 0, index, index), _mm256_slli_epi16::<1>(index)),
-                _ => negate(look_up_128(table, 0, _mm256_and_si256(index, _mm256_set1_epi8(15)), index), index),
-            }
         }
         #[inline(always)]
         unsafe fn prefetch(p: *const u8) {
@@ -99,12 +104,50 @@ impl Vector for Avx2 {
     avx2_common!(6);
     /// Low and high nibbles.
     type Split = [__m256i; 2];
+    /// Levels, and the sign that they still get from bit 7; bit 0 is clear.
+    type Level = [__m256i; 2];
+    /// Magnitudes, and signs in bit 7; bit 0 is set, all others are clear.
+    type Activations = [__m256i; 2];
+    const SIGNED: bool = true;
+    const MERGES: bool = false;
 
     #[inline(always)]
-    unsafe fn dot(sums: __m256i, w: __m256i, x: __m256i) -> __m256i {
-        // Cannot saturate: 2 * 255 * 64 < 2^15.
-        let pairs = _mm256_maddubs_epi16(w, x);
+    unsafe fn activations(v: __m256i) -> Self::Activations {
+        [_mm256_abs_epi8(v), _mm256_or_si256(_mm256_and_si256(v, _mm256_set1_epi8(-128)), _mm256_set1_epi8(1))]
+    }
+    #[inline(always)]
+    unsafe fn start(_: __m256i) -> __m256i {
+        _mm256_setzero_si256()
+    }
+    #[inline(always)]
+    unsafe fn dot(sums: __m256i, [levels, by]: Self::Level, [x, sign]: Self::Activations) -> __m256i {
+        // Both signs in one go. Cannot saturate: 2 * 127 * 127 < 2^15.
+        let pairs = _mm256_maddubs_epi16(x, _mm256_sign_epi8(levels, _mm256_xor_si256(by, sign)));
         _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+    }
+    #[inline(always)]
+    unsafe fn biased(v: __m256i) -> Self::Level {
+        Self::signed(_mm256_xor_si256(v, _mm256_set1_epi8(-128)))
+    }
+    #[inline(always)]
+    unsafe fn signed(v: __m256i) -> Self::Level {
+        Self::stored(_mm256_max_epi8(v, _mm256_set1_epi8(-127)))
+    }
+    #[inline(always)]
+    unsafe fn stored(v: __m256i) -> Self::Level {
+        [v, _mm256_setzero_si256()]
+    }
+    #[inline(always)]
+    unsafe fn store_levels(p: *mut u8, [levels, by]: Self::Level) {
+        Self::store(p, _mm256_sign_epi8(levels, _mm256_or_si256(by, _mm256_set1_epi8(1))))
+    }
+    #[inline(always)]
+    unsafe fn level<const BITS: usize>(table: &[u8; 256], index: __m256i) -> Self::Level {
+        half_level::<BITS>(table, index)
+    }
+    #[inline(always)]
+    unsafe fn merge(_: Self::Split, _: Self::Split, _: bool) -> Self::Split {
+        unreachable!("nibbles are apart already")
     }
     #[inline(always)]
     unsafe fn split(v: __m256i) -> Self::Split {
@@ -128,10 +171,49 @@ impl Vector for Avx2 {
 impl Vector for Avx2Gfni {
     avx2_common!(0);
     type Split = __m256i;
+    type Level = __m256i;
+    type Activations = __m256i;
+    const SIGNED: bool = false;
+    const MERGES: bool = true;
 
     #[inline(always)]
-    unsafe fn dot(sums: __m256i, w: __m256i, x: __m256i) -> __m256i {
-        _mm256_dpbusd_avx_epi32(sums, w, x)
+    unsafe fn activations(v: __m256i) -> __m256i {
+        v
+    }
+    #[inline(always)]
+    unsafe fn start(v: __m256i) -> __m256i {
+        v
+    }
+    #[inline(always)]
+    unsafe fn dot(sums: __m256i, levels: __m256i, x: __m256i) -> __m256i {
+        _mm256_dpbusd_avx_epi32(sums, levels, x)
+    }
+    #[inline(always)]
+    unsafe fn biased(v: __m256i) -> __m256i {
+        _mm256_max_epu8(v, _mm256_set1_epi8(1))
+    }
+    #[inline(always)]
+    unsafe fn signed(v: __m256i) -> __m256i {
+        Self::biased(_mm256_xor_si256(v, _mm256_set1_epi8(-128)))
+    }
+    #[inline(always)]
+    unsafe fn stored(v: __m256i) -> __m256i {
+        v
+    }
+    #[inline(always)]
+    unsafe fn store_levels(p: *mut u8, levels: __m256i) {
+        Self::store(p, levels)
+    }
+    #[inline(always)]
+    unsafe fn level<const BITS: usize>(table: &[u8; 256], index: __m256i) -> __m256i {
+        let [levels, by] = half_level::<BITS>(table, index);
+        // Bytes with 128 added are negated modulo 256.
+        _mm256_sign_epi8(levels, _mm256_or_si256(by, _mm256_set1_epi8(1)))
+    }
+    #[inline(always)]
+    unsafe fn merge(high: __m256i, low: __m256i, low_from_high: bool) -> __m256i {
+        let low = if low_from_high { _mm256_srli_epi16(low, 4) } else { low };
+        _mm256_or_si256(_mm256_and_si256(high, _mm256_set1_epi8(-16)), _mm256_and_si256(low, _mm256_set1_epi8(15)))
     }
     #[inline(always)]
     unsafe fn split(v: __m256i) -> __m256i {
@@ -150,7 +232,12 @@ impl Vector for Avx2Gfni {
 impl Vector for Avx512 {
     type V = __m512i;
     type Sums = __m512i;
+    type Floats = __m512;
     type Split = __m512i;
+    type Level = __m512i;
+    type Activations = __m512i;
+    const SIGNED: bool = false;
+    const MERGES: bool = true;
     const BYTES: usize = 64;
     const ROWS: usize = 8;
     const TABLE_BITS: usize = 6;
@@ -173,16 +260,51 @@ impl Vector for Avx512 {
         _mm512_set1_epi64(p.cast::<i64>().read_unaligned())
     }
     #[inline(always)]
-    unsafe fn load_sums(p: *const i32) -> __m512i {
-        _mm512_loadu_si512(p.cast())
+    unsafe fn load_floats(p: *const f32) -> __m512 {
+        _mm512_loadu_ps(p)
     }
     #[inline(always)]
-    unsafe fn store_sums(p: *mut i32, sums: __m512i) {
-        _mm512_storeu_si512(p.cast(), sums)
+    unsafe fn store_floats(p: *mut f32, floats: __m512) {
+        _mm512_storeu_ps(p, floats)
     }
     #[inline(always)]
-    unsafe fn dot(sums: __m512i, w: __m512i, x: __m512i) -> __m512i {
-        _mm512_dpbusd_epi32(sums, w, x)
+    unsafe fn activations(v: __m512i) -> __m512i {
+        v
+    }
+    #[inline(always)]
+    unsafe fn start(v: __m512i) -> __m512i {
+        v
+    }
+    #[inline(always)]
+    unsafe fn dot(sums: __m512i, levels: __m512i, x: __m512i) -> __m512i {
+        _mm512_dpbusd_epi32(sums, levels, x)
+    }
+    #[inline(always)]
+    unsafe fn add_scaled(floats: __m512, sums: __m512i, scale: f32) -> __m512 {
+        _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), _mm512_set1_ps(scale), floats)
+    }
+    #[inline(always)]
+    unsafe fn biased(v: __m512i) -> __m512i {
+        _mm512_max_epu8(v, _mm512_set1_epi8(1))
+    }
+    #[inline(always)]
+    unsafe fn signed(v: __m512i) -> __m512i {
+        Self::biased(_mm512_xor_si512(v, _mm512_set1_epi8(-128)))
+    }
+    #[inline(always)]
+    unsafe fn stored(v: __m512i) -> __m512i {
+        v
+    }
+    #[inline(always)]
+    unsafe fn store_levels(p: *mut u8, levels: __m512i) {
+        Self::store(p, levels)
+    }
+    #[inline(always)]
+    unsafe fn merge(high: __m512i, low: __m512i, low_from_high: bool) -> __m512i {
+        // Bits 4 to 11 from each byte on; a shift would compete for the port of the linear maps.
+        let up = _mm512_set1_epi64(0x3C34_2C24_1C14_0C04);
+        let low = if low_from_high { _mm512_multishift_epi64_epi8(up, low) } else { low };
+        _mm512_ternarylogic_epi64(high, low, _mm512_set1_epi8(-16), 0xE4)
     }
     #[inline(always)]
     unsafe fn split(v: __m512i) -> __m512i {

@@ -157,12 +157,13 @@ pub fn random_widths(rng: &mut impl Rng, n: usize) -> Vec<u8> {
     }
 }
 
-/// Relative error of `y` in the Euclidean norm.
-pub fn relative_error(y: &[f32], expected: &[f64]) -> f64 {
-    let error: f64 = y.iter().zip(expected).map(|(y, e)| (f64::from(*y) - e).powi(2)).sum();
-    let norm: f64 = expected.iter().map(|e| e * e).sum();
+/// Error of `y` as a product by `x` in the Euclidean norm, relative to the product that terms of these magnitudes and random signs have.
+pub fn relative_error(y: &[f32], sample: &Sample, x: &[f32]) -> f64 {
+    let square = |(v, x): (&f64, &f32)| (v * f64::from(*x)).powi(2);
+    let expected: f64 = sample.dense.chunks_exact(x.len()).flat_map(|row| row.iter().zip(x)).map(square).sum();
+    let error: f64 = y.iter().zip(sample.product(x)).map(|(y, e)| (f64::from(*y) - e).powi(2)).sum();
     if error == 0.0 {
         return 0.0;
     }
-    (error / norm).sqrt()
+    (error / expected).sqrt()
 }
