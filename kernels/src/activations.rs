@@ -129,7 +129,10 @@ impl Activations {
 
     #[inline(always)]
     fn add_section(&mut self, q: &[i8; SECTION]) {
-        let quads: [i32; SECTION / 4] = std::array::from_fn(|i| q[4 * i..4 * i + 4].iter().map(|q| i32::from(*q)).sum());
+        let mut quads = [0; SECTION / 4];
+        for (quad, [a, b, c, d]) in quads.iter_mut().zip(q.as_chunks::<4>().0) {
+            *quad = i32::from(*a) + i32::from(*b) + i32::from(*c) + i32::from(*d);
+        }
         // 32-bit lanes of a lane have other columns each.
         let parts = 16 / self.lanes;
         let mut starts = [0; 16];

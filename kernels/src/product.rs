@@ -1,7 +1,7 @@
 //! Products of a packed matrix: its prepared form, and the integer kernels over row blocks and tokens.
 use crate::activations::{Activations, Precision};
 use crate::code::CodeSet;
-use crate::cpu::{self, before_first, Block, Isa, Kernels, Partial, Reads, Tables};
+use crate::cpu::{self, before_first, Aligned, Block, Isa, Kernels, Partial, Reads, Tables};
 use crate::layout::{Geometry, VECTOR};
 use crate::packed::Parts;
 use half::f16;
@@ -232,7 +232,7 @@ impl Product<'_> {
         let together = tokens >= many(self.prepared.isa);
         for b in blocks.clone() {
             partials.clear();
-            partials.resize(tokens, [[0.0; 16]; 8]);
+            partials.resize(tokens, Aligned([[0.0; 16]; 8]));
             for (r, (run, activations)) in self.prepared.runs.iter().zip(activations).enumerate() {
                 let (block, x) = (self.block(r, b), activations.inputs());
                 if together {
@@ -248,7 +248,7 @@ impl Product<'_> {
                 }
             }
             if lanes < 16 {
-                partials.iter_mut().flatten().for_each(|row| add_up(row, lanes));
+                partials.iter_mut().flat_map(|rows| rows.iter_mut()).for_each(|row| add_up(row, lanes));
             }
             let lane_rows: [Range<usize>; 16] = std::array::from_fn(|lane| self.lane_rows(&(b..b + 1), lane));
             for (t, partial) in partials.iter().enumerate() {
@@ -260,7 +260,7 @@ impl Product<'_> {
                     if let (([y], []), ([scales], [])) = (y.as_chunks_mut::<8>(), scales.as_chunks::<8>()) {
                         *y = std::array::from_fn(|row| scales[row] * partial[row][lane]);
                     } else {
-                        y.iter_mut().zip(scales).zip(partial).for_each(|((y, scale), row)| *y = scale * row[lane]);
+                        y.iter_mut().zip(scales).zip(partial.iter()).for_each(|((y, scale), row)| *y = scale * row[lane]);
                     }
                 }
             }

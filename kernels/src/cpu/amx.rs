@@ -127,7 +127,7 @@ pub(super) unsafe fn multiply(levels: &mut [Levels; 16], _: usize, section: usiz
 
 #[inline(always)]
 unsafe fn multiply_by<T: Tiles>(levels: &mut [Levels; 16], section: usize, x: &Inputs, out: &mut [Partial]) {
-    levels.as_flattened_mut().as_flattened_mut().iter_mut().for_each(|level| *level ^= 0x80);
+    levels.iter_mut().flat_map(|group| group.as_flattened_mut()).for_each(|level| *level ^= 0x80);
     let mut sums = [Tile([[0; 16]; 16]); 4];
     T::begin();
     for first in (0..x.tokens.len()).step_by(TOGETHER) {
@@ -151,7 +151,7 @@ unsafe fn multiply_by<T: Tiles>(levels: &mut [Levels; 16], section: usize, x: &I
 mod tests {
     use super::*;
     use crate::activations::{Activations, Precision};
-    use crate::cpu::{kernel, portable::Portable};
+    use crate::cpu::{kernel, portable::Portable, Aligned};
     use rand::{Rng, SeedableRng};
 
     struct Plain;
@@ -189,12 +189,12 @@ mod tests {
             }
             x.finish();
             let x = x.inputs();
-            let mut expected: Vec<Partial> = vec![[[1.0; 16]; 8]; tokens];
+            let mut expected: Vec<Partial> = vec![Aligned([[1.0; 16]; 8]); tokens];
             let mut found = expected.clone();
             for section in 0..x.sections {
                 let groups = (columns / 4 - 16 * section).min(16);
-                let mut levels = [[[0; VECTOR]; 8]; 16];
-                rng.fill(levels[..groups].as_flattened_mut().as_flattened_mut());
+                let mut levels = [Aligned([[0; VECTOR]; 8]); 16];
+                levels[..groups].iter_mut().for_each(|group| rng.fill(group.as_flattened_mut()));
                 // SAFETY: the inputs have the section, and there is room behind the last one.
                 unsafe {
                     kernel::multiply::<Portable<64>>(&levels[..groups], section, &x, &mut expected);

@@ -15,7 +15,7 @@ use crate::code::LinearCode;
 use crate::layout::VECTOR;
 use kernel::Levels;
 use kernel::Vector;
-pub(crate) use kernel::{before_first, Block, Inputs, Partial};
+pub(crate) use kernel::{before_first, Aligned, Block, Inputs, Partial};
 pub(crate) use rows::{row_dot, RowDot};
 use std::ops::Range;
 use std::sync::OnceLock;
@@ -154,11 +154,11 @@ impl Kernels {
     /// # Safety
     /// As for [`Kernels::dot`].
     pub unsafe fn dot_many(&self, block: &Block, x: &Inputs, out: &mut [Partial]) {
-        let mut levels = Box::new([[[0; VECTOR]; 8]; 16]);
+        let mut levels = Box::new([Aligned([[0; VECTOR]; 8]); 16]);
         for (section, first) in (0..block.groups).step_by(x.lanes).enumerate() {
             let groups = first..block.groups.min(first + x.lanes);
             (self.look_up)(block, groups.clone(), &mut levels[..groups.len()]);
-            levels[groups.len()..].fill([[0; VECTOR]; 8]);
+            levels[groups.len()..].fill(Aligned([[0; VECTOR]; 8]));
             (self.multiply)(&mut levels, groups.len(), section, x, out);
         }
     }
@@ -366,7 +366,7 @@ mod tests {
             x.finish();
             let x = x.inputs();
             let one_by_one = |kernels: &Kernels| {
-                let mut out: Vec<Partial> = vec![[[1.0; 16]; 8]; count];
+                let mut out: Vec<Partial> = vec![Aligned([[1.0; 16]; 8]); count];
                 let mut first = 0;
                 for inputs in x.tokens.chunk_by(|a, b| a == b) {
                     // SAFETY: `codes` has `groups` units of the code, `previous`, `older` and the inputs as many vectors.
@@ -376,13 +376,13 @@ mod tests {
                 out
             };
             let together = |kernels: &Kernels| {
-                let mut out: Vec<Partial> = vec![[[1.0; 16]; 8]; count];
+                let mut out: Vec<Partial> = vec![Aligned([[1.0; 16]; 8]); count];
                 // SAFETY: as above.
                 unsafe { kernels.dot_many(&block(kernels), &x, &mut out) };
                 out
             };
             let expected = one_by_one(&portable_kernels::select(code));
-            assert!(x.scales.iter().all(|s| *s == 0.0) || expected.iter().flatten().flatten().any(|v| *v != 1.0), "{code:?}");
+            assert!(x.scales.iter().all(|s| *s == 0.0) || expected.iter().flat_map(|rows| rows.as_flattened()).any(|v| *v != 1.0), "{code:?}");
             assert!(paths.iter().all(|kernels| one_by_one(kernels) == expected), "{lanes} lanes, {code:?}");
             paths.push(portable_kernels::select(code));
             assert!(paths.iter().all(|kernels| together(kernels) == expected), "{lanes} lanes, {code:?}");
