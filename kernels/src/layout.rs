@@ -6,7 +6,7 @@
 //! multiple of `64 / lanes`. A run is `[row block of 8 rows a lane][column group][k vectors]`; the k vectors of a unit are,
 //! for its 8 rows a lane: `path_bits` path bytes; then for every pair of raw bits two vectors (rows 0..4 and 4..8,
 //! two bits a row, first row highest; pair 0 holds raw bits 1..0); then, if `raw_bits` is odd, one vector with the top raw bit (first row
-//! highest). Width 8: eight vectors, one a row, byte = level + 128 (0 counts as 1). Lane `l` starts from the last path byte of lane `l-1`, lane 0 from 0.
+//! highest). Width 8: eight vectors, one a row, byte = level + 128. Lane `l` starts from the last path byte of lane `l-1`, lane 0 from 0.
 //! Width 16 (exact f16) and width 0 are not in the runs.
 use crate::code::CodeSet;
 use rayon::prelude::*;

@@ -277,7 +277,7 @@ impl<'a> RunLevels<'a> {
             self.bytes[unit + vector * VECTOR + lane * per_vector + column % per_vector]
         };
         let Some((code, index)) = &self.code else {
-            return byte(row, row % 8).max(1).wrapping_sub(128) as i8;
+            return byte(row, row % 8).wrapping_sub(128) as i8;
         };
         let positions = code.positions();
         let path_byte = |row: usize| byte(row, row % 8 / positions);

@@ -1,4 +1,4 @@
-//! 8-bit rows: embedding tables and heads. Row `r` is `scale * scales[r] * q[r][..]`, q int8 in -127..=127 (-128 counts as -127).
+//! 8-bit rows: embedding tables and heads. Row `r` is `scale * scales[r] * q[r][..]`, q int8 in -127..=127.
 use crate::activations::{Activations, Precision};
 use crate::cpu::{isa, row_dot, RowDot};
 use crate::packed::{check_finite, check_length, check_range, Bytes, PackError};
@@ -85,7 +85,7 @@ impl Rows8 {
     pub fn row(&self, r: usize, out: &mut [f32]) {
         assert_eq!(out.len(), self.columns, "out");
         for (out, q) in out.iter_mut().zip(self.quantized(r)) {
-            *out = self.scales[r] * f32::from((*q as i8).max(-127));
+            *out = self.scales[r] * f32::from(*q as i8);
         }
     }
 

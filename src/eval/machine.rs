@@ -2,6 +2,7 @@
 use super::{random_weights::RandomWeights, Spread};
 use rayon::prelude::*;
 use std::time::Instant;
+use ws_kernels::cpu::{self, IsaError};
 use ws_models::weights::WeightError;
 
 /// Bytes that are read from: several times any cache.
@@ -18,11 +19,16 @@ pub fn name() -> String {
     name.map_or(std::env::consts::ARCH, str::trim).to_string()
 }
 
-/// Memory read a second in 10^9 bytes, with one thread and with all.
-pub fn bandwidth() -> (Spread, Spread) {
-    let words: Vec<u64> = (0..BYTES as u64 / 8).collect();
-    let sum = |part: &[u64]| part.iter().fold(0u64, |sum, word| sum.wrapping_add(*word));
-    let time = |run: &dyn Fn() -> u64| {
+/// Memory read a second in 10^9 bytes, with one thread and with all, by vectors as the products read it.
+///
+/// # Errors
+/// `WSRUN_ISA` asks for what this CPU cannot run.
+pub fn bandwidth() -> Result<(Spread, Spread), IsaError> {
+    let isa = cpu::isa()?;
+    let mut bytes = vec![0u8; BYTES];
+    // Pages of their own: untouched ones are all the same.
+    bytes.par_chunks_mut(1 << 12).for_each(|page| page.fill(1));
+    let time = |run: &dyn Fn() -> u8| {
         let speeds = (0..RUNS).map(|_| {
             let start = Instant::now();
             std::hint::black_box(run());
@@ -30,8 +36,10 @@ pub fn bandwidth() -> (Spread, Spread) {
         });
         Spread::of(speeds.collect())
     };
-    let part = words.len().div_ceil(4 * rayon::current_num_threads());
-    (time(&|| sum(&words)), time(&|| words.par_chunks(part).map(sum).sum()))
+    let parts = 4 * rayon::current_num_threads();
+    let part = bytes.len().div_ceil(parts).next_multiple_of(1 << 12);
+    let all = || bytes.par_chunks(part).map(|part| cpu::read(isa, part)).reduce(|| 0, |a, b| a ^ b);
+    Ok((time(&|| cpu::read(isa, &bytes)), time(&all)))
 }
 
 /// Products of a packed matrix (4096 x 4096 at `rate` stored bits, from memory) with one vector, all threads, in 10^9 weights a second.

@@ -6,6 +6,7 @@
 mod amx;
 mod kernel;
 mod portable;
+mod read;
 mod rows;
 mod tables;
 #[cfg(target_arch = "x86_64")]
@@ -16,6 +17,7 @@ use crate::layout::VECTOR;
 use kernel::Levels;
 use kernel::Vector;
 pub(crate) use kernel::{before_first, Aligned, Block, Inputs, Partial};
+pub use read::read;
 pub(crate) use rows::{row_dot, RowDot};
 use std::ops::Range;
 use std::sync::OnceLock;
@@ -382,7 +384,10 @@ mod tests {
                 out
             };
             let expected = one_by_one(&portable_kernels::select(code));
-            assert!(x.scales.iter().all(|s| *s == 0.0) || expected.iter().flat_map(|rows| rows.as_flattened()).any(|v| *v != 1.0), "{code:?}");
+            assert!(
+                x.scales.iter().all(|s| *s == 0.0) || expected.iter().flat_map(|rows| rows.as_flattened()).any(|v| *v != 1.0),
+                "{code:?}"
+            );
             assert!(paths.iter().all(|kernels| one_by_one(kernels) == expected), "{lanes} lanes, {code:?}");
             paths.push(portable_kernels::select(code));
             assert!(paths.iter().all(|kernels| together(kernels) == expected), "{lanes} lanes, {code:?}");

@@ -13,6 +13,7 @@ macro_rules! portable {
             type Floats = [f32; $sums];
             type Level = [u8; $bytes];
             type Activations = [u8; $bytes];
+            type Bytes = [u8; $bytes];
             type Split = [u8; $bytes];
             const BYTES: usize = $bytes;
             const ROWS: usize = $rows;
@@ -72,20 +73,24 @@ macro_rules! portable {
                 floats
             }
             #[inline(always)]
-            unsafe fn biased(v: Self::V) -> Self::V {
-                v.map(|b| b.max(1))
-            }
-            #[inline(always)]
-            unsafe fn signed(v: Self::V) -> Self::V {
-                v.map(|b| (b ^ 0x80).max(1))
-            }
-            #[inline(always)]
             unsafe fn store_levels(p: *mut u8, levels: Self::V) {
                 Self::store(p, levels)
             }
             #[inline(always)]
-            unsafe fn stored(v: Self::V) -> Self::V {
+            unsafe fn from_biased(v: Self::V) -> Self::V {
                 v
+            }
+            #[inline(always)]
+            unsafe fn from_signed(v: Self::V) -> Self::V {
+                v.map(|b| b ^ 0x80)
+            }
+            #[inline(always)]
+            unsafe fn bytes(v: Self::V) -> Self::V {
+                v
+            }
+            #[inline(always)]
+            unsafe fn dot_bytes(sums: Self::Sums, levels: Self::V, x: Self::V) -> Self::Sums {
+                Self::dot(sums, levels, x)
             }
             #[inline(always)]
             unsafe fn merge(high: Self::V, low: Self::V, low_from_high: bool) -> Self::V {

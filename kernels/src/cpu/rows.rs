@@ -18,13 +18,23 @@ const APART: usize = 2;
 
 #[inline(always)]
 unsafe fn dot<T: Vector>(q: &[u8], x: &Inputs, inputs: Range<usize>) -> f32 {
+    match inputs.len() {
+        1 => dot_by::<T, 1>(q, x, [inputs.start]),
+        _ => dot_by::<T, 2>(q, x, [inputs.start, inputs.start + 1]),
+    }
+}
+
+#[inline(always)]
+unsafe fn dot_by<T: Vector, const N: usize>(q: &[u8], x: &Inputs, inputs: [usize; N]) -> f32 {
     let mut sums = [[T::load_floats([0.0; 16].as_ptr()); 4]; APART];
     let whole = q.len() / VECTOR;
     let mut tail = [0; VECTOR];
     tail[..q.len() % VECTOR].copy_from_slice(&q[whole * VECTOR..]);
-    for first in (0..x.sections).step_by(APART) {
+    let first = inputs.map(|input| x.section(input, 0));
+    let scales = inputs.map(|input| x.scales[input * x.sections..][..x.sections].as_ptr());
+    for section in (0..x.sections).step_by(APART) {
         for (n, sums) in sums.iter_mut().enumerate() {
-            let section = first + n;
+            let section = section + n;
             if section == x.sections {
                 break;
             }
@@ -32,10 +42,11 @@ unsafe fn dot<T: Vector>(q: &[u8], x: &Inputs, inputs: Range<usize>) -> f32 {
             T::prefetch(q.wrapping_add(PREFETCH));
             for (part, sums) in sums.iter_mut().enumerate().take(VECTOR / T::BYTES) {
                 let at = part * T::BYTES;
-                let levels = T::signed(T::load(q.add(at)));
-                for x in inputs.clone().map(|input| x.section(input, section)) {
-                    let start = T::start(T::load(x.start.add(at)));
-                    *sums = T::add_scaled(*sums, T::dot(start, levels, T::activations(T::load(x.bytes.add(at)))), x.scale);
+                let levels = T::bytes(T::from_signed(T::load(q.add(at))));
+                for (x, scales) in first.iter().zip(scales) {
+                    let at = section * VECTOR + at;
+                    let sum = T::dot_bytes(T::start(T::load(x.start.add(at))), levels, T::load(x.bytes.add(at)));
+                    *sums = T::add_scaled(*sums, sum, *scales.add(section));
                 }
             }
         }

@@ -106,14 +106,16 @@ impl Vector for Avx2 {
     type Split = [__m256i; 2];
     /// Levels, and the sign that they still get from bit 7; bit 0 is clear.
     type Level = [__m256i; 2];
-    /// Magnitudes, and signs in bit 7; bit 0 is set, all others are clear.
+    /// Magnitudes, and the activations with bit 0 set.
     type Activations = [__m256i; 2];
+    /// Magnitudes, and the levels.
+    type Bytes = [__m256i; 2];
     const SIGNED: bool = true;
     const MERGES: bool = false;
 
     #[inline(always)]
     unsafe fn activations(v: __m256i) -> Self::Activations {
-        [_mm256_abs_epi8(v), _mm256_or_si256(_mm256_and_si256(v, _mm256_set1_epi8(-128)), _mm256_set1_epi8(1))]
+        [_mm256_abs_epi8(v), _mm256_or_si256(v, _mm256_set1_epi8(1))]
     }
     #[inline(always)]
     unsafe fn start(_: __m256i) -> __m256i {
@@ -121,25 +123,30 @@ impl Vector for Avx2 {
     }
     #[inline(always)]
     unsafe fn dot(sums: __m256i, [levels, by]: Self::Level, [x, sign]: Self::Activations) -> __m256i {
-        // Both signs in one go. Cannot saturate: 2 * 127 * 127 < 2^15.
+        // Both signs in one go; what gives it is never 0. Cannot saturate: 2 * 127 * 127 < 2^15.
         let pairs = _mm256_maddubs_epi16(x, _mm256_sign_epi8(levels, _mm256_xor_si256(by, sign)));
         _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
     }
     #[inline(always)]
-    unsafe fn biased(v: __m256i) -> Self::Level {
-        Self::signed(_mm256_xor_si256(v, _mm256_set1_epi8(-128)))
-    }
-    #[inline(always)]
-    unsafe fn signed(v: __m256i) -> Self::Level {
-        Self::stored(_mm256_max_epi8(v, _mm256_set1_epi8(-127)))
-    }
-    #[inline(always)]
-    unsafe fn stored(v: __m256i) -> Self::Level {
-        [v, _mm256_setzero_si256()]
-    }
-    #[inline(always)]
     unsafe fn store_levels(p: *mut u8, [levels, by]: Self::Level) {
         Self::store(p, _mm256_sign_epi8(levels, _mm256_or_si256(by, _mm256_set1_epi8(1))))
+    }
+    #[inline(always)]
+    unsafe fn from_biased(v: __m256i) -> __m256i {
+        _mm256_xor_si256(v, _mm256_set1_epi8(-128))
+    }
+    #[inline(always)]
+    unsafe fn from_signed(v: __m256i) -> __m256i {
+        v
+    }
+    #[inline(always)]
+    unsafe fn bytes(v: __m256i) -> Self::Bytes {
+        [_mm256_abs_epi8(v), v]
+    }
+    #[inline(always)]
+    unsafe fn dot_bytes(sums: __m256i, [magnitudes, levels]: Self::Bytes, x: __m256i) -> __m256i {
+        let pairs = _mm256_maddubs_epi16(magnitudes, _mm256_sign_epi8(x, levels));
+        _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
     }
     #[inline(always)]
     unsafe fn level<const BITS: usize>(table: &[u8; 256], index: __m256i) -> Self::Level {
@@ -173,6 +180,7 @@ impl Vector for Avx2Gfni {
     type Split = __m256i;
     type Level = __m256i;
     type Activations = __m256i;
+    type Bytes = __m256i;
     const SIGNED: bool = false;
     const MERGES: bool = true;
 
@@ -189,20 +197,24 @@ impl Vector for Avx2Gfni {
         _mm256_dpbusd_avx_epi32(sums, levels, x)
     }
     #[inline(always)]
-    unsafe fn biased(v: __m256i) -> __m256i {
-        _mm256_max_epu8(v, _mm256_set1_epi8(1))
+    unsafe fn store_levels(p: *mut u8, levels: __m256i) {
+        Self::store(p, levels)
     }
     #[inline(always)]
-    unsafe fn signed(v: __m256i) -> __m256i {
-        Self::biased(_mm256_xor_si256(v, _mm256_set1_epi8(-128)))
-    }
-    #[inline(always)]
-    unsafe fn stored(v: __m256i) -> __m256i {
+    unsafe fn from_biased(v: __m256i) -> __m256i {
         v
     }
     #[inline(always)]
-    unsafe fn store_levels(p: *mut u8, levels: __m256i) {
-        Self::store(p, levels)
+    unsafe fn from_signed(v: __m256i) -> __m256i {
+        _mm256_xor_si256(v, _mm256_set1_epi8(-128))
+    }
+    #[inline(always)]
+    unsafe fn bytes(v: __m256i) -> __m256i {
+        v
+    }
+    #[inline(always)]
+    unsafe fn dot_bytes(sums: __m256i, levels: __m256i, x: __m256i) -> __m256i {
+        Self::dot(sums, levels, x)
     }
     #[inline(always)]
     unsafe fn level<const BITS: usize>(table: &[u8; 256], index: __m256i) -> __m256i {
@@ -236,6 +248,7 @@ impl Vector for Avx512 {
     type Split = __m512i;
     type Level = __m512i;
     type Activations = __m512i;
+    type Bytes = __m512i;
     const SIGNED: bool = false;
     const MERGES: bool = true;
     const BYTES: usize = 64;
@@ -284,20 +297,24 @@ impl Vector for Avx512 {
         _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), _mm512_set1_ps(scale), floats)
     }
     #[inline(always)]
-    unsafe fn biased(v: __m512i) -> __m512i {
-        _mm512_max_epu8(v, _mm512_set1_epi8(1))
+    unsafe fn store_levels(p: *mut u8, levels: __m512i) {
+        Self::store(p, levels)
     }
     #[inline(always)]
-    unsafe fn signed(v: __m512i) -> __m512i {
-        Self::biased(_mm512_xor_si512(v, _mm512_set1_epi8(-128)))
-    }
-    #[inline(always)]
-    unsafe fn stored(v: __m512i) -> __m512i {
+    unsafe fn from_biased(v: __m512i) -> __m512i {
         v
     }
     #[inline(always)]
-    unsafe fn store_levels(p: *mut u8, levels: __m512i) {
-        Self::store(p, levels)
+    unsafe fn from_signed(v: __m512i) -> __m512i {
+        _mm512_xor_si512(v, _mm512_set1_epi8(-128))
+    }
+    #[inline(always)]
+    unsafe fn bytes(v: __m512i) -> __m512i {
+        v
+    }
+    #[inline(always)]
+    unsafe fn dot_bytes(sums: __m512i, levels: __m512i, x: __m512i) -> __m512i {
+        Self::dot(sums, levels, x)
     }
     #[inline(always)]
     unsafe fn merge(high: __m512i, low: __m512i, low_from_high: bool) -> __m512i {
