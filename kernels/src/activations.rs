@@ -94,7 +94,7 @@ impl Activations {
         let mut again = false;
         for (section, values) in values.as_chunks_mut::<SECTION>().0.iter_mut().enumerate() {
             let (largest, squares) = spread(values);
-            let mut q = [0i8; SECTION];
+            let mut q = [0i32; SECTION];
             let mut scale = 0.0;
             let mut left = false;
             if !largest.is_finite() {
@@ -107,7 +107,7 @@ impl Activations {
                 for (q, v) in q.iter_mut().zip(&mut *values) {
                     let rounded = *v * inverse + ROUND;
                     *v -= step * (rounded - ROUND);
-                    *q = (rounded.to_bits() as i32 - ROUND.to_bits() as i32) as i8;
+                    *q = rounded.to_bits() as i32 - ROUND.to_bits() as i32;
                 }
                 let columns = (self.columns - section * SECTION).min(SECTION);
                 left = match precision {
@@ -128,20 +128,22 @@ impl Activations {
     }
 
     #[inline(always)]
-    fn add_section(&mut self, q: &[i8; SECTION]) {
-        let mut quads = [0; SECTION / 4];
-        for (quad, [a, b, c, d]) in quads.iter_mut().zip(q.as_chunks::<4>().0) {
-            *quad = i32::from(*a) + i32::from(*b) + i32::from(*c) + i32::from(*d);
-        }
-        // 32-bit lanes of a lane have other columns each.
+    fn add_section(&mut self, q: &[i32; SECTION]) {
+        // 32-bit lanes of a lane have four columns in turn each.
         let parts = 16 / self.lanes;
         let mut starts = [0; 16];
-        quads.iter().enumerate().for_each(|(i, quad)| starts[i & (parts - 1)] -= 128 * quad);
+        if parts == 1 {
+            starts[0] = -128 * q.iter().sum::<i32>();
+        } else {
+            q.chunks_exact(4).enumerate().for_each(|(i, quad)| starts[i & (parts - 1)] -= 128 * quad.iter().sum::<i32>());
+        }
+        let mut bytes = [0; SECTION];
+        bytes.iter_mut().zip(q).for_each(|(byte, q)| *byte = *q as i8);
         if self.lanes >= 8 {
-            self.bytes.extend_from_slice(q);
+            self.bytes.extend_from_slice(&bytes);
             self.starts.extend_from_slice(&starts[..parts]);
         } else {
-            for group in q.chunks_exact(VECTOR / self.lanes) {
+            for group in bytes.chunks_exact(VECTOR / self.lanes) {
                 (0..self.lanes).for_each(|_| self.bytes.extend_from_slice(group));
             }
             (0..self.lanes).for_each(|_| self.starts.extend_from_slice(&starts[..parts]));
@@ -158,5 +160,8 @@ fn spread(values: &[f32; SECTION]) -> (f32, f32) {
     for chunk in values.as_chunks::<16>().0 {
         squares.iter_mut().zip(chunk).for_each(|(square, v)| *square += v * v);
     }
-    (largest, squares.iter().sum())
+    for half in [8, 4, 2, 1] {
+        (0..half).for_each(|i| squares[i] += squares[i + half]);
+    }
+    (largest, squares[0])
 }

@@ -550,44 +550,51 @@ unsafe fn row_look_up<T: Vector, const PATH: usize, const RAW: usize, const READ
 /// The CPU must have the instruction set; inputs must be as long as the section.
 #[inline(always)]
 pub(super) unsafe fn multiply<T: Vector>(levels: &[Levels], section: usize, x: &Inputs, out: &mut [Partial]) {
-    let mut input = 0;
-    while input + 2 <= x.tokens.len() {
-        multiply_by::<T, 2>(levels, [input, input + 1], section, x, out);
-        input += 2;
-    }
-    if input < x.tokens.len() {
-        multiply_by::<T, 1>(levels, [input], section, x, out);
+    // The compiler does not take the question out of the inner loop by itself.
+    match x.lanes {
+        16 => multiply_all::<T, 4>(levels, section, x, out),
+        8 => multiply_all::<T, 8>(levels, section, x, out),
+        _ => multiply_all::<T, VECTOR>(levels, section, x, out),
     }
 }
 
-/// The same for a few inputs: a level is loaded once for all of them.
+/// The same where a column group has `STEP` bytes.
 #[inline(always)]
-unsafe fn multiply_by<T: Vector, const N: usize>(levels: &[Levels], inputs: [usize; N], section: usize, x: &Inputs, out: &mut [Partial]) {
-    let sections = inputs.map(|input| x.section(input, section));
+unsafe fn multiply_all<T: Vector, const STEP: usize>(levels: &[Levels], section: usize, x: &Inputs, out: &mut [Partial]) {
+    for first in (0..x.tokens.len()).step_by(2) {
+        let at = |input: usize| Section { step: STEP, ..x.section(input, section) };
+        if first + 1 < x.tokens.len() {
+            let (one, two) = (x.tokens[first], x.tokens[first + 1]);
+            multiply_by::<T, true>(levels, [at(first), at(first + 1)], [one, two], out);
+        } else {
+            multiply_by::<T, false>(levels, [at(first); 2], [x.tokens[first]; 2], out);
+        }
+    }
+}
+
+/// The same for a section of one input or of two, whose levels are loaded once.
+#[inline(always)]
+unsafe fn multiply_by<T: Vector, const TWO: bool>(levels: &[Levels], x: [Section; 2], tokens: [usize; 2], out: &mut [Partial]) {
     for part in 0..VECTOR / T::BYTES {
         let at = part * T::BYTES;
         for rows in (0..8).step_by(T::ROWS) {
-            let mut sums = [[sections[0].start::<T>(at); 8]; N];
-            for (sums, x) in sums.iter_mut().zip(&sections) {
-                *sums = [x.start::<T>(at); 8];
-            }
+            let mut first = [x[0].start::<T>(at); 8];
+            let mut second = [x[1].start::<T>(at); 8];
             for (group, levels) in levels.iter().enumerate() {
-                let mut activations = [sections[0].activations::<T>(group, at); N];
-                for (activations, x) in activations.iter_mut().zip(&sections) {
-                    *activations = x.activations::<T>(group, at);
-                }
                 let row = levels.as_ptr().cast::<u8>().add(rows * VECTOR + at);
+                let (x0, x1) = (x[0].activations::<T>(group, at), x[1].activations::<T>(group, at));
                 for j in 0..T::ROWS {
                     let levels = T::bytes(T::load(row.add(j * VECTOR)));
-                    for (sums, x) in sums.iter_mut().zip(activations) {
-                        sums[j] = T::dot_bytes(sums[j], levels, x);
+                    first[j] = T::dot_bytes(first[j], levels, x0);
+                    if TWO {
+                        second[j] = T::dot_bytes(second[j], levels, x1);
                     }
                 }
             }
-            for ((sums, section), input) in sums.iter().zip(&sections).zip(inputs) {
-                let out = &mut out[x.tokens[input]];
-                for (sums, out) in sums.iter().zip(&mut out[rows..rows + T::ROWS]) {
-                    add_to::<T>(out, part, *sums, section.scale);
+            for j in 0..T::ROWS {
+                add_to::<T>(&mut out[tokens[0]][rows + j], part, first[j], x[0].scale);
+                if TWO {
+                    add_to::<T>(&mut out[tokens[1]][rows + j], part, second[j], x[1].scale);
                 }
             }
         }
