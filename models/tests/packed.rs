@@ -122,7 +122,8 @@ fn products_with_any_input_layout() {
         let mut shape = x.dims().to_vec();
         *shape.last_mut().unwrap() = 70;
         assert_eq!(a.dims(), shape);
-        assert!(relative(&a, &b) < 1e-3, "{:?}: {}", x.dims(), relative(&a, &b));
+        // Packed products have activations of 8 bits.
+        assert!(relative(&a, &b) < 1e-2, "{:?}: {}", x.dims(), relative(&a, &b));
     }
 }
 
@@ -150,14 +151,14 @@ fn packed_models_match_their_dense_copies() {
         let ids = Tensor::from_vec((0..60u32).map(|i| i * 29 % 128).collect::<Vec<_>>(), (2, 30), &Device::Cpu).unwrap();
         let expected = dense.forward_all(&ids).unwrap();
         let error = relative(&packed.forward_all(&ids).unwrap(), &expected);
-        assert!(error < 3e-3, "{name}: {error}");
+        assert!(error < 2e-2, "{name}: {error}");
 
         let mut cache = KvCache::new(&packed.config, KvType::F32, 2, 30).unwrap();
         packed.forward(&ids.narrow(1, 0, 20).unwrap(), &mut cache).unwrap();
         for i in 20..30 {
             let logits = packed.forward(&ids.narrow(1, i, 1).unwrap(), &mut cache).unwrap();
             let error = relative(&logits, &expected.get_on_dim(1, i).unwrap());
-            assert!(error < 3e-3, "{name} step {i}: {error}");
+            assert!(error < 2e-2, "{name} step {i}: {error}");
         }
     }
 }

@@ -561,13 +561,13 @@ pub(super) unsafe fn multiply<T: Vector>(levels: &[Levels], section: usize, x: &
 /// The same where a column group has `STEP` bytes.
 #[inline(always)]
 unsafe fn multiply_all<T: Vector, const STEP: usize>(levels: &[Levels], section: usize, x: &Inputs, out: &mut [Partial]) {
-    for first in (0..x.tokens.len()).step_by(2) {
-        let at = |input: usize| Section { step: STEP, ..x.section(input, section) };
-        if first + 1 < x.tokens.len() {
-            let (one, two) = (x.tokens[first], x.tokens[first + 1]);
-            multiply_by::<T, true>(levels, [at(first), at(first + 1)], [one, two], out);
-        } else {
-            multiply_by::<T, false>(levels, [at(first); 2], [x.tokens[first]; 2], out);
+    let at = |input: usize| Section { step: STEP, ..x.section(input, section) };
+    let mut inputs = (0..x.tokens.len()).filter(|input| x.scales[input * x.sections + section] != 0.0);
+    while let Some(first) = inputs.next() {
+        let token = x.tokens[first];
+        match inputs.next() {
+            Some(second) => multiply_by::<T, true>(levels, [at(first), at(second)], [token, x.tokens[second]], out),
+            None => multiply_by::<T, false>(levels, [at(first); 2], [token; 2], out),
         }
     }
 }
