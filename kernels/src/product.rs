@@ -1,7 +1,7 @@
 //! Products of a packed matrix: its prepared form, and the integer kernels over row blocks and tokens.
 use crate::activations::{Activations, Precision};
 use crate::code::CodeSet;
-use crate::cpu::{self, before_first, Aligned, Block, Isa, Kernels, Partial, Reads, Tables};
+use crate::cpu::{self, before_first, Aligned, Block, Isa, Kernels, Levels, Partial, Reads, Tables};
 use crate::layout::{Geometry, VECTOR};
 use crate::packed::Parts;
 use half::f16;
@@ -9,14 +9,9 @@ use rayon::prelude::*;
 use std::cell::Cell;
 use std::ops::Range;
 
-/// From this many tokens on, levels are looked up once for all of them. Measured on Zen 5, 4096 x 4096, 3 bits, one thread, in 10^9 weights times tokens a
-/// second, looked up once and for each token: AVX-512 73 and 100 for 4 tokens, 103 and 100 for 8; plain AVX2 29 and 14 for 4.
-fn many(isa: Isa) -> usize {
-    match isa {
-        Isa::Avx512 | Isa::Avx512Amx => 8,
-        _ => 2,
-    }
-}
+/// From this many tokens on, levels are looked up once for all of them. Measured on a Sapphire Rapids class Xeon with AVX-512, 4096 x 4096, 3 bits, one thread,
+/// in 10^9 weights times tokens a second, looked up once and for each token: 28 and 21 for 2 tokens, 50 and 30 for 4. Plain AVX2 on Zen 5: 29 and 14 for 4.
+const MANY: usize = 2;
 
 /// Tokens that share looked-up levels: their sums stay in the second-level cache. With AMX look-ups would otherwise take as long as the products.
 fn piece(isa: Isa) -> usize {
@@ -226,20 +221,21 @@ impl Product<'_> {
 
     /// Row blocks for the tokens from `first` on: by the integer kernels, then exact columns and exceptions.
     fn rows(&self, blocks: Range<usize>, first: usize, x: &[f32], activations: &[Activations], output: &Output) {
-        thread_local!(static SCRATCH: Cell<Vec<Partial>> = Cell::default());
+        thread_local!(static SCRATCH: Cell<(Vec<Partial>, Vec<Levels>)> = Cell::default());
         let lanes = self.geometry.lanes;
         let tokens = x.len() / self.parts.widths.len();
         let x = || x.chunks_exact(self.parts.widths.len()).enumerate();
-        let mut partials = SCRATCH.take();
-        let together = tokens >= many(self.prepared.isa);
+        let (mut partials, mut levels) = SCRATCH.take();
+        levels.resize(16, Aligned([[0; VECTOR]; 8]));
+        let together = tokens >= MANY;
         for b in blocks.clone() {
             partials.clear();
             partials.resize(tokens, Aligned([[0.0; 16]; 8]));
             for (r, (run, activations)) in self.prepared.runs.iter().zip(activations).enumerate() {
                 let (block, x) = (self.block(r, b), activations.inputs());
-                if together {
+                if let (true, Some(levels)) = (together, levels.first_chunk_mut()) {
                     // SAFETY: `block` checked the bounds of the run's codes, and inputs cover the run's groups.
-                    unsafe { run.kernels.dot_many(&block, &x, &mut partials) };
+                    unsafe { run.kernels.dot_many(&block, &x, levels, &mut partials) };
                     continue;
                 }
                 let mut first = 0;
@@ -267,7 +263,7 @@ impl Product<'_> {
                 }
             }
         }
-        SCRATCH.set(partials);
+        SCRATCH.set((partials, levels));
         for lane in 0..lanes {
             let rows = self.lane_rows(&blocks, lane);
             for (t, x) in x() {

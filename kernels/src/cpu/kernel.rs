@@ -280,7 +280,7 @@ unsafe fn level_of<T: Vector, const PATH: usize, const RAW: usize, const READS: 
     } else if READS == THREE_BYTES {
         index = T::xor(index, T::map(&tables.older[position], sources.older));
     }
-    if RAW >= 2 && !(merged && RAW % 2 == 0) {
+    if RAW >= 2 && (RAW % 2 == 1 || !merged) {
         index = T::xor(index, T::map_nibble(&tables.pairs[0][j], sources.pairs[0], j < 2));
     }
     if RAW >= 4 {
@@ -517,6 +517,9 @@ pub(super) unsafe fn look_up<T: Vector, const PATH: usize, const RAW: usize, con
     for (group, rows) in groups.zip(levels) {
         for at in (0..VECTOR).step_by(T::BYTES) {
             let unit = block.codes.add(group * (PATH + RAW) * VECTOR + at);
+            if at == 0 {
+                (0..PATH + RAW).for_each(|v| T::prefetch(unit.wrapping_add(PREFETCH + v * VECTOR)));
+            }
             if PATH == 0 {
                 for (row, bytes) in rows.iter_mut().enumerate() {
                     T::store(bytes.as_mut_ptr().add(at), T::from_biased(T::load(unit.add(row * VECTOR))));

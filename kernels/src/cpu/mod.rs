@@ -14,9 +14,8 @@ mod x86;
 
 use crate::code::LinearCode;
 use crate::layout::VECTOR;
-use kernel::Levels;
 use kernel::Vector;
-pub(crate) use kernel::{before_first, Aligned, Block, Inputs, Partial};
+pub(crate) use kernel::{before_first, Aligned, Block, Inputs, Levels, Partial};
 pub use read::read;
 pub(crate) use rows::{row_dot, RowDot};
 use std::ops::Range;
@@ -151,17 +150,17 @@ impl Kernels {
         (self.dot)(block, x, inputs, out)
     }
 
-    /// Adds the products of a block by all inputs, that of a token to `out[token]`, with the same results as [`Kernels::dot`]. Levels are looked up once.
+    /// Adds the products of a block by all inputs, that of a token to `out[token]`, with the same results as [`Kernels::dot`]. Levels are looked up once,
+    /// into working memory.
     ///
     /// # Safety
     /// As for [`Kernels::dot`].
-    pub unsafe fn dot_many(&self, block: &Block, x: &Inputs, out: &mut [Partial]) {
-        let mut levels = Box::new([Aligned([[0; VECTOR]; 8]); 16]);
+    pub unsafe fn dot_many(&self, block: &Block, x: &Inputs, levels: &mut [Levels; 16], out: &mut [Partial]) {
         for (section, first) in (0..block.groups).step_by(x.lanes).enumerate() {
             let groups = first..block.groups.min(first + x.lanes);
             (self.look_up)(block, groups.clone(), &mut levels[..groups.len()]);
             levels[groups.len()..].fill(Aligned([[0; VECTOR]; 8]));
-            (self.multiply)(&mut levels, groups.len(), section, x, out);
+            (self.multiply)(levels, groups.len(), section, x, out);
         }
     }
 }
@@ -380,7 +379,7 @@ mod tests {
             let together = |kernels: &Kernels| {
                 let mut out: Vec<Partial> = vec![Aligned([[1.0; 16]; 8]); count];
                 // SAFETY: as above.
-                unsafe { kernels.dot_many(&block(kernels), &x, &mut out) };
+                unsafe { kernels.dot_many(&block(kernels), &x, &mut [Aligned([[0; VECTOR]; 8]); 16], &mut out) };
                 out
             };
             let expected = one_by_one(&portable_kernels::select(code));

@@ -64,7 +64,7 @@ mod tests {
 
     #[test]
     fn every_path_reads_every_byte() {
-        let mut bytes: Vec<u8> = (0..1024u32).map(|i| (i * i >> 3) as u8).collect();
+        let mut bytes: Vec<u8> = (0..1024u32).map(|i| ((i * i) >> 3) as u8).collect();
         for change in [0, 255, 256, 700, 1023] {
             bytes[change] ^= 0x55;
             let expected = bytes.iter().fold(0, |all, byte| all ^ byte);
