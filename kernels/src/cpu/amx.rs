@@ -1,7 +1,8 @@
 //! Products of looked-up levels by AMX tiles: 16 tokens times 16 rows times 64 columns an instruction.
 //!
 //! The layout of looked-up levels is that of a tile already: a vector of 16 lanes has four columns of 16 rows.
-use super::kernel::{Inputs, Levels, Partial};
+use super::inputs::{Inputs, Partial};
+use super::kernel::Levels;
 use super::TOGETHER;
 use crate::layout::VECTOR;
 use std::arch::asm;

@@ -4,6 +4,7 @@
 //! a run once, when a matrix is made.
 #[cfg(target_arch = "x86_64")]
 mod amx;
+mod inputs;
 mod kernel;
 mod portable;
 mod read;
@@ -14,8 +15,9 @@ mod x86;
 
 use crate::code::LinearCode;
 use crate::layout::VECTOR;
+pub(crate) use inputs::{Aligned, Inputs, Partial};
 use kernel::Vector;
-pub(crate) use kernel::{before_first, Aligned, Block, Inputs, Levels, Partial};
+pub(crate) use kernel::{before_first, Block, Levels};
 pub use read::read;
 pub(crate) use rows::{row_dot, RowDot};
 use std::ops::Range;

@@ -1,5 +1,6 @@
 //! Dot products of int8 rows with quantized activations.
-use super::kernel::{Inputs, Vector};
+use super::inputs::Inputs;
+use super::kernel::Vector;
 use super::{Isa, IsaError};
 use crate::layout::VECTOR;
 use std::ops::Range;

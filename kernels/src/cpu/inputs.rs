@@ -1,0 +1,94 @@
+//! Activations and products as the kernels read and write them.
+use super::kernel::Vector;
+use crate::layout::VECTOR;
+
+/// Vectors that do not lie across the lines of a cache: with those that do, many tokens took twice as long.
+#[repr(align(64))]
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Aligned<T>(pub T);
+
+impl<T> std::ops::Deref for Aligned<T> {
+    type Target = T;
+
+    #[inline(always)]
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+impl<T> std::ops::DerefMut for Aligned<T> {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.0
+    }
+}
+
+/// The product of a row block as f32, by row of the block and 32-bit lane of the vector; the lanes of a lane are still to be added up.
+pub(crate) type Partial = Aligned<[[f32; 16]; 8]>;
+
+/// Quantized activations of some tokens by one run.
+///
+/// A section is 64 columns of the run, as many column groups as there are lanes. Its activations are `scale` times signed bytes.
+#[derive(Clone, Copy)]
+pub(crate) struct Inputs<'a> {
+    /// Token of each input; those of a token, one or two, follow each other.
+    pub tokens: &'a [usize],
+    /// `[input][section][column group][step]`, and room for [`TOGETHER`](super::TOGETHER) inputs behind the last one.
+    pub bytes: &'a [i8],
+    /// Bytes of an input.
+    pub stride: usize,
+    /// `[input][section][step / 4]`: see [`Vector::start`].
+    pub starts: &'a [i32],
+    /// `[input][section]`, the value of a level included; 0 where all activations are.
+    pub scales: &'a [f32],
+    pub sections: usize,
+    /// Lanes of the matrix.
+    pub lanes: usize,
+}
+
+/// A section of an input.
+#[derive(Clone, Copy)]
+pub(super) struct Section {
+    pub bytes: *const u8,
+    pub start: *const u8,
+    pub scale: f32,
+    /// Bytes a column group: 4 or 8 (the columns once for all 16 or 8 lanes) or 64 (once for each lane).
+    pub step: usize,
+}
+
+impl Inputs<'_> {
+    #[inline(always)]
+    pub(super) fn section(&self, input: usize, section: usize) -> Section {
+        let step = if self.lanes >= 8 { VECTOR / self.lanes } else { VECTOR };
+        let n = input * self.sections + section;
+        Section {
+            bytes: self.bytes[input * self.stride + section * self.lanes * step..].as_ptr().cast(),
+            start: self.starts[n * step / 4..].as_ptr().cast(),
+            scale: self.scales[n],
+            step,
+        }
+    }
+}
+
+impl Section {
+    /// Bytes `at` of a column group.
+    #[inline(always)]
+    pub unsafe fn activations<T: Vector>(&self, group: usize, at: usize) -> T::V {
+        self.spread::<T>(self.bytes.add(group * self.step), at)
+    }
+
+    /// The sums of bytes `at` before the first column group.
+    #[inline(always)]
+    pub unsafe fn start<T: Vector>(&self, at: usize) -> T::Sums {
+        T::start(self.spread::<T>(self.start, at))
+    }
+
+    #[inline(always)]
+    unsafe fn spread<T: Vector>(&self, p: *const u8, at: usize) -> T::V {
+        match self.step {
+            4 => T::repeat4(p),
+            8 => T::repeat8(p),
+            _ => T::load(p.add(at)),
+        }
+    }
+}
