@@ -81,6 +81,7 @@ impl Activations {
             scales: &self.scales,
             sections: self.columns.div_ceil(SECTION),
             lanes: self.lanes,
+            step: if self.lanes >= 8 { VECTOR / self.lanes } else { VECTOR },
         }
     }
 

@@ -1,6 +1,5 @@
 //! Activations and products as the kernels read and write them.
-use super::kernel::Vector;
-use crate::layout::VECTOR;
+use super::vector::Vector;
 
 /// Vectors that do not lie across the lines of a cache: with those that do, many tokens took twice as long.
 #[repr(align(64))]
@@ -44,6 +43,8 @@ pub(crate) struct Inputs<'a> {
     pub sections: usize,
     /// Lanes of the matrix.
     pub lanes: usize,
+    /// Bytes a column group: 4 or 8 (the columns once for all 16 or 8 lanes) or 64 (once for each lane).
+    pub step: usize,
 }
 
 /// A section of an input.
@@ -52,20 +53,19 @@ pub(super) struct Section {
     pub bytes: *const u8,
     pub start: *const u8,
     pub scale: f32,
-    /// Bytes a column group: 4 or 8 (the columns once for all 16 or 8 lanes) or 64 (once for each lane).
+    /// As in [`Inputs`].
     pub step: usize,
 }
 
 impl Inputs<'_> {
     #[inline(always)]
     pub(super) fn section(&self, input: usize, section: usize) -> Section {
-        let step = if self.lanes >= 8 { VECTOR / self.lanes } else { VECTOR };
         let n = input * self.sections + section;
         Section {
-            bytes: self.bytes[input * self.stride + section * self.lanes * step..].as_ptr().cast(),
-            start: self.starts[n * step / 4..].as_ptr().cast(),
+            bytes: self.bytes[input * self.stride + section * self.lanes * self.step..].as_ptr().cast(),
+            start: self.starts[n * self.step / 4..].as_ptr().cast(),
             scale: self.scales[n],
-            step,
+            step: self.step,
         }
     }
 }

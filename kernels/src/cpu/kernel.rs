@@ -1,80 +1,9 @@
 //! The products of one row block of one run: a single definition over byte vectors of any width.
 use super::inputs::{Aligned, Inputs, Partial, Section};
-use super::tables::{Map, Reads, Tables};
+use super::tables::{Reads, Tables};
+use super::vector::Vector;
 use crate::layout::VECTOR;
 use std::mem::MaybeUninit;
-
-/// Byte vectors of one instruction set.
-///
-/// # Safety
-/// All functions: the CPU must have the instruction set, and pointers must be valid for what they read or write (unaligned).
-pub(super) trait Vector {
-    /// `BYTES` bytes.
-    type V: Copy;
-    /// `BYTES / 4` sums of 32 bits.
-    type Sums: Copy;
-    /// As many floats.
-    type Floats: Copy;
-    /// `BYTES` levels from a table as [`dot`](Self::dot) takes them.
-    type Level: Copy;
-    /// `BYTES` activations in the form that it takes.
-    type Activations: Copy;
-    /// `BYTES` levels from memory as [`dot_bytes`](Self::dot_bytes) takes them.
-    type Bytes: Copy;
-    /// Bytes in the form that linear maps read.
-    type Split: Copy;
-    /// 16, 32 or 64.
-    const BYTES: usize;
-    /// Rows of a block that are summed in registers at once: 8 where a vector is all 64 bytes, otherwise 4.
-    const ROWS: usize;
-    /// A map reads a whole byte as fast as a nibble: nibbles are brought together in one byte before they are mapped.
-    const MERGES: bool;
-    /// Index bits of the smallest level table look-up.
-    const TABLE_BITS: usize;
-    /// Tables and looked-up vectors hold levels as they are; otherwise with 128 added, because products are of unsigned bytes.
-    const SIGNED: bool;
-    /// Index bits of the largest level table that fits into registers with a row's maps: up to it a kernel takes one row of some column groups at a time.
-    const HELD_BITS: usize;
-
-    unsafe fn load(p: *const u8) -> Self::V;
-    unsafe fn store(p: *mut u8, v: Self::V);
-    /// The same 4 bytes in every 32-bit lane.
-    unsafe fn repeat4(p: *const u8) -> Self::V;
-    /// The same 8 bytes in every 64-bit lane.
-    unsafe fn repeat8(p: *const u8) -> Self::V;
-    unsafe fn load_floats(p: *const f32) -> Self::Floats;
-    unsafe fn store_floats(p: *mut f32, floats: Self::Floats);
-    unsafe fn activations(v: Self::V) -> Self::Activations;
-    /// Sums before the first product: 0 if [`SIGNED`](Self::SIGNED), otherwise these 32-bit numbers, which make good for the 128 in every level.
-    unsafe fn start(v: Self::V) -> Self::Sums;
-    /// Adds the products of four levels and four activations to each sum.
-    unsafe fn dot(sums: Self::Sums, levels: Self::Level, x: Self::Activations) -> Self::Sums;
-    /// `floats + scale sums`, rounded once.
-    unsafe fn add_scaled(floats: Self::Floats, sums: Self::Sums, scale: f32) -> Self::Floats;
-    /// Writes levels, with 128 added unless [`SIGNED`](Self::SIGNED).
-    unsafe fn store_levels(p: *mut u8, levels: Self::Level);
-    /// What [`store_levels`](Self::store_levels) would have written for levels with 128 added.
-    unsafe fn from_biased(v: Self::V) -> Self::V;
-    /// The same for levels as they are.
-    unsafe fn from_signed(v: Self::V) -> Self::V;
-    /// What it has written.
-    unsafe fn bytes(v: Self::V) -> Self::Bytes;
-    /// [`dot`](Self::dot) of such levels.
-    unsafe fn dot_bytes(sums: Self::Sums, levels: Self::Bytes, x: Self::V) -> Self::Sums;
-    unsafe fn split(v: Self::V) -> Self::Split;
-    unsafe fn map(map: &Map, v: Self::Split) -> Self::V;
-    /// A map that reads the high or the low nibble alone.
-    unsafe fn map_nibble(map: &Map, v: Self::Split, high: bool) -> Self::V;
-    unsafe fn xor(a: Self::V, b: Self::V) -> Self::V;
-    /// The high nibbles of `high`, and the high or the low ones of `low` in their place. Called only if [`MERGES`](Self::MERGES).
-    unsafe fn merge(high: Self::Split, low: Self::Split, low_from_high: bool) -> Self::Split;
-    /// Table look-up; all indices are below `2^BITS`. A table of more than 16 entries is antisymmetric in the highest bit of the index.
-    unsafe fn level<const BITS: usize>(table: &[u8; 256], index: Self::V) -> Self::Level;
-    unsafe fn prefetch(p: *const u8);
-}
-
-/// Bytes that are asked for ahead. Measured on Sapphire Rapids: 20 to 45 % from DRAM; nothing on Zen 4 and 5.
-pub(super) const PREFETCH: usize = 4096;
 
 const NIBBLE: usize = Reads::Nibble as usize;
 const TWO_BYTES: usize = Reads::TwoBytes as usize;
@@ -167,6 +96,7 @@ struct Sources<S> {
 #[inline(always)]
 unsafe fn level_of<T: Vector, const PATH: usize, const RAW: usize, const READS: usize, const BITS: usize>(
     sources: &Sources<T::Split>,
+    kept: &T::Kept,
     tables: &Tables,
     half: usize,
     j: usize,
@@ -183,7 +113,7 @@ unsafe fn level_of<T: Vector, const PATH: usize, const RAW: usize, const READS: 
     if READS == WINDOW && position == 7 {
         index = T::xor(index, T::map_nibble(&tables.previous[position], sources.previous, false));
     } else if READS != NIBBLE {
-        index = T::xor(index, T::map(&tables.previous[position], sources.previous));
+        index = T::xor(index, T::map_previous(kept, tables, position, sources.previous));
     }
     if READS == WINDOW && position < 3 {
         index = T::xor(index, T::map_nibble(&tables.older[position], sources.older, false));
@@ -199,7 +129,7 @@ unsafe fn level_of<T: Vector, const PATH: usize, const RAW: usize, const READS: 
     if RAW % 2 == 1 && !merged {
         index = T::xor(index, T::map_nibble(&tables.top[row], sources.top, half == 0));
     }
-    T::level::<BITS>(&tables.levels[position], index)
+    T::level_at::<BITS>(kept, tables, position, index)
 }
 
 /// True if the first four rows of a unit, which read half of the current path byte only, have raw bits brought into the other half (see [`Tables::merged`]).
@@ -222,6 +152,7 @@ unsafe fn merged<T: Vector, const RAW: usize, const READS: usize>(current: T::Sp
 unsafe fn rows4<T: Vector, const PATH: usize, const RAW: usize, const READS: usize, const BITS: usize, const R0: usize>(
     unit: *const u8,
     [previous, older]: [*const u8; 2],
+    kept: &T::Kept,
     tables: &Tables,
     mut sink: impl FnMut(usize, T::Level),
 ) {
@@ -239,7 +170,7 @@ unsafe fn rows4<T: Vector, const PATH: usize, const RAW: usize, const READS: usi
         pairs,
         top,
     };
-    each_of_four!(j, sink(j, level_of::<T, PATH, RAW, READS, BITS>(&sources, tables, half, j)));
+    each_of_four!(j, sink(j, level_of::<T, PATH, RAW, READS, BITS>(&sources, kept, tables, half, j)));
 }
 
 /// Adds the product of a block by the inputs of one token; the same for every `T`.
@@ -254,6 +185,7 @@ pub(super) unsafe fn dot<T: Vector, const PATH: usize, const RAW: usize, const R
     out: &mut Partial,
 ) {
     let (mut apart, mut held) = (MaybeUninit::uninit(), MaybeUninit::uninit());
+    let kept = T::keep(block.tables);
     for (section, first) in (0..block.groups).step_by(x.lanes).enumerate() {
         let groups = first..block.groups.min(first + x.lanes);
         for part in 0..VECTOR / T::BYTES {
@@ -270,13 +202,21 @@ pub(super) unsafe fn dot<T: Vector, const PATH: usize, const RAW: usize, const R
                     hold::<T>(&x, groups.len(), part, &mut held);
                     each_of_eight!(
                         R,
-                        row_dot::<T, PATH, RAW, READS, BITS, R>(apart, held.as_ptr().cast(), &x, groups.len(), block.tables, part, out)
+                        row_dot::<T, PATH, RAW, READS, BITS, R>(
+                            apart,
+                            held.as_ptr().cast(),
+                            &x,
+                            groups.len(),
+                            (&kept, block.tables),
+                            part,
+                            out
+                        )
                     );
                     continue;
                 }
-                strip::<T, PATH, RAW, READS, BITS, 0>(block, &x, groups.clone(), part, out);
+                strip::<T, PATH, RAW, READS, BITS, 0>(block, &kept, &x, groups.clone(), part, out);
                 if T::ROWS == 4 {
-                    strip::<T, PATH, RAW, READS, BITS, 4>(block, &x, groups.clone(), part, out);
+                    strip::<T, PATH, RAW, READS, BITS, 4>(block, &kept, &x, groups.clone(), part, out);
                 }
             }
         }
@@ -340,7 +280,7 @@ unsafe fn take_apart<T: Vector, const PATH: usize, const RAW: usize, const READS
         let before = block.before(group, at);
         for v in 0..PATH + RAW {
             if part == 0 {
-                T::prefetch(unit.wrapping_add(PREFETCH + v * VECTOR));
+                T::prefetch(unit.wrapping_add(v * VECTOR));
             }
             let split = T::split(T::load(unit.add(v * VECTOR + at)));
             if v < PATH {
@@ -375,15 +315,15 @@ unsafe fn row_dot<T: Vector, const PATH: usize, const RAW: usize, const READS: u
     mut held: *const T::Activations,
     x: &Section,
     groups: usize,
-    tables: &Tables,
+    (kept, tables): (&T::Kept, &Tables),
     part: usize,
     out: &mut Partial,
 ) {
     let mut sums = x.start::<T>(part * T::BYTES);
     for pair in 0..groups.div_ceil(2) {
         for group in [2 * pair, 2 * pair + 1] {
-            let levels =
-                level_of::<T, PATH, RAW, READS, BITS>(&sources::<T::Split, PATH, RAW, READS>(apart, group, R / 4), tables, R / 4, R % 4);
+            let sources = sources::<T::Split, PATH, RAW, READS>(apart, group, R / 4);
+            let levels = level_of::<T, PATH, RAW, READS, BITS>(&sources, kept, tables, R / 4, R % 4);
             sums = T::dot(sums, levels, *held);
             held = held.add(1);
         }
@@ -411,6 +351,7 @@ pub(super) unsafe fn look_up<T: Vector, const PATH: usize, const RAW: usize, con
     groups: std::ops::Range<usize>,
     levels: &mut [Levels],
 ) {
+    let kept = T::keep(block.tables);
     if PATH > 0 && BITS <= T::HELD_BITS {
         let mut apart = MaybeUninit::uninit();
         for (first, levels) in groups.clone().step_by(TILE).zip(levels.chunks_mut(TILE)) {
@@ -419,7 +360,7 @@ pub(super) unsafe fn look_up<T: Vector, const PATH: usize, const RAW: usize, con
                 take_apart::<T, PATH, RAW, READS>(block, groups.clone(), part, &mut apart);
                 let apart = apart.as_ptr();
                 let levels = &mut levels[..groups.len()];
-                each_of_eight!(R, row_look_up::<T, PATH, RAW, READS, BITS, R>(apart, block.tables, part, levels));
+                each_of_eight!(R, row_look_up::<T, PATH, RAW, READS, BITS, R>(apart, (&kept, block.tables), part, levels));
             }
         }
         return;
@@ -428,7 +369,7 @@ pub(super) unsafe fn look_up<T: Vector, const PATH: usize, const RAW: usize, con
         for at in (0..VECTOR).step_by(T::BYTES) {
             let unit = block.codes.add(group * (PATH + RAW) * VECTOR + at);
             if at == 0 {
-                (0..PATH + RAW).for_each(|v| T::prefetch(unit.wrapping_add(PREFETCH + v * VECTOR)));
+                (0..PATH + RAW).for_each(|v| T::prefetch(unit.wrapping_add(v * VECTOR)));
             }
             if PATH == 0 {
                 for (row, bytes) in rows.iter_mut().enumerate() {
@@ -437,8 +378,12 @@ pub(super) unsafe fn look_up<T: Vector, const PATH: usize, const RAW: usize, con
                 continue;
             }
             let before = block.before(group, at);
-            rows4::<T, PATH, RAW, READS, BITS, 0>(unit, before, block.tables, |j, w| T::store_levels(rows[j].as_mut_ptr().add(at), w));
-            rows4::<T, PATH, RAW, READS, BITS, 4>(unit, before, block.tables, |j, w| T::store_levels(rows[4 + j].as_mut_ptr().add(at), w));
+            rows4::<T, PATH, RAW, READS, BITS, 0>(unit, before, &kept, block.tables, |j, w| {
+                T::store_levels(rows[j].as_mut_ptr().add(at), w)
+            });
+            rows4::<T, PATH, RAW, READS, BITS, 4>(unit, before, &kept, block.tables, |j, w| {
+                T::store_levels(rows[4 + j].as_mut_ptr().add(at), w)
+            });
         }
     }
 }
@@ -447,12 +392,13 @@ pub(super) unsafe fn look_up<T: Vector, const PATH: usize, const RAW: usize, con
 #[inline(always)]
 unsafe fn row_look_up<T: Vector, const PATH: usize, const RAW: usize, const READS: usize, const BITS: usize, const R: usize>(
     apart: *const Apart<T::Split>,
-    tables: &Tables,
+    (kept, tables): (&T::Kept, &Tables),
     part: usize,
     levels: &mut [Levels],
 ) {
     for (group, rows) in levels.iter_mut().enumerate() {
-        let w = level_of::<T, PATH, RAW, READS, BITS>(&sources::<T::Split, PATH, RAW, READS>(apart, group, R / 4), tables, R / 4, R % 4);
+        let sources = sources::<T::Split, PATH, RAW, READS>(apart, group, R / 4);
+        let w = level_of::<T, PATH, RAW, READS, BITS>(&sources, kept, tables, R / 4, R % 4);
         T::store_levels(rows[R].as_mut_ptr().add(part * T::BYTES), w);
     }
 }
@@ -518,6 +464,7 @@ unsafe fn multiply_by<T: Vector, const TWO: bool>(levels: &[Levels], x: [Section
 #[inline(always)]
 unsafe fn strip<T: Vector, const PATH: usize, const RAW: usize, const READS: usize, const BITS: usize, const R0: usize>(
     block: &Block,
+    kept: &T::Kept,
     x: &Section,
     groups: std::ops::Range<usize>,
     part: usize,
@@ -531,7 +478,7 @@ unsafe fn strip<T: Vector, const PATH: usize, const RAW: usize, const READS: usi
     for group in 0..groups.len() {
         if part == 0 && R0 == 0 {
             for v in 0..PATH + RAW {
-                T::prefetch(unit.wrapping_add(PREFETCH + v * VECTOR));
+                T::prefetch(unit.wrapping_add(v * VECTOR));
             }
         }
         let x = x.activations::<T>(group, at);
@@ -543,9 +490,11 @@ unsafe fn strip<T: Vector, const PATH: usize, const RAW: usize, const READS: usi
             continue;
         }
         let x = T::activations(x);
-        rows4::<T, PATH, RAW, READS, BITS, R0>(unit, before, block.tables, |j, levels| sums[j] = T::dot(sums[j], levels, x));
+        rows4::<T, PATH, RAW, READS, BITS, R0>(unit, before, kept, block.tables, |j, levels| sums[j] = T::dot(sums[j], levels, x));
         if T::ROWS == 8 {
-            rows4::<T, PATH, RAW, READS, BITS, 4>(unit, before, block.tables, |j, levels| sums[4 + j] = T::dot(sums[4 + j], levels, x));
+            rows4::<T, PATH, RAW, READS, BITS, 4>(unit, before, kept, block.tables, |j, levels| {
+                sums[4 + j] = T::dot(sums[4 + j], levels, x)
+            });
         }
         unit = unit.wrapping_add(unit_bytes);
         if READS != NIBBLE {

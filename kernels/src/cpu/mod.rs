@@ -10,13 +10,13 @@ mod portable;
 mod read;
 mod rows;
 mod tables;
+mod vector;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
 use crate::code::LinearCode;
 use crate::layout::VECTOR;
 pub(crate) use inputs::{Aligned, Inputs, Partial};
-use kernel::Vector;
 pub(crate) use kernel::{before_first, Block, Levels};
 pub use read::read;
 pub(crate) use rows::{row_dot, RowDot};
@@ -24,6 +24,7 @@ use std::ops::Range;
 use std::sync::OnceLock;
 use tables::look_up_bits;
 pub(crate) use tables::{Reads, Tables};
+use vector::Vector;
 
 /// An instruction-set path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! Byte vectors as plain arrays of 16, 32 or 64 bytes: the oracle of all other paths.
-use super::kernel::Vector;
-use super::tables::Map;
+use super::tables::{Map, Tables};
+use super::vector::Vector;
 
 /// `N` bytes.
 pub(super) struct Portable<const N: usize>;
@@ -15,6 +15,7 @@ macro_rules! portable {
             type Activations = [u8; $bytes];
             type Bytes = [u8; $bytes];
             type Split = [u8; $bytes];
+            type Kept = ();
             const BYTES: usize = $bytes;
             const ROWS: usize = $rows;
             const TABLE_BITS: usize = 8;
@@ -116,6 +117,8 @@ macro_rules! portable {
             unsafe fn level<const BITS: usize>(table: &[u8; 256], index: Self::V) -> Self::V {
                 index.map(|i| table[usize::from(i)])
             }
+            #[inline(always)]
+            unsafe fn keep(_: &Tables) {}
             #[inline(always)]
             unsafe fn prefetch(_: *const u8) {}
         }

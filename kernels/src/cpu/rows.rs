@@ -1,6 +1,6 @@
 //! Dot products of int8 rows with quantized activations.
 use super::inputs::Inputs;
-use super::kernel::Vector;
+use super::vector::Vector;
 use super::{Isa, IsaError};
 use crate::layout::VECTOR;
 use std::ops::Range;
@@ -10,9 +10,6 @@ use std::ops::Range;
 /// # Safety
 /// The CPU must have the instruction set; inputs must have as many columns.
 pub(crate) type RowDot = unsafe fn(q: &[u8], x: &Inputs, inputs: Range<usize>) -> f32;
-
-/// Bytes that are asked for ahead, from the rows to come.
-const PREFETCH: usize = 4096;
 
 /// Sections whose products are summed apart, to hide latencies.
 const APART: usize = 2;
@@ -40,7 +37,8 @@ unsafe fn dot_by<T: Vector, const N: usize>(q: &[u8], x: &Inputs, inputs: [usize
                 break;
             }
             let q = if section < whole { q.as_ptr().add(section * VECTOR) } else { tail.as_ptr() };
-            T::prefetch(q.wrapping_add(PREFETCH));
+            // From the rows to come.
+            T::prefetch(q);
             for (part, sums) in sums.iter_mut().enumerate().take(VECTOR / T::BYTES) {
                 let at = part * T::BYTES;
                 let levels = T::bytes(T::from_signed(T::load(q.add(at))));

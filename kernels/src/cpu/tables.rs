@@ -56,9 +56,9 @@ impl Folded {
     }
 }
 
-/// Index bits of the look-up in a valid code's levels; kernels for many raw bits exist for full tables only.
+/// Index bits of the look-up in a valid code's levels; kernels for many raw bits, or for a table for each row position, exist for full tables only.
 pub(crate) fn look_up_bits(code: &LinearCode) -> usize {
-    if code.path_bits == 1 && code.raw_bits >= 4 {
+    if code.path_bits == 1 && code.raw_bits >= 4 || code.levels.len() > 1 {
         8
     } else {
         usize::from(code.index_bits + code.raw_bits)

@@ -1,6 +1,7 @@
 //! Byte vectors of x86-64: AVX2, AVX2 with GFNI and VNNI, AVX-512 with VBMI, VNNI and GFNI.
-use super::kernel::Vector;
-use super::tables::Map;
+
+use super::tables::{Map, Tables};
+use super::vector::{Vector, FAR, NEAR};
 use std::arch::x86_64::*;
 
 /// 32 bytes; linear maps by nibble shuffles, products by `VPMADDUBSW`.
@@ -9,6 +10,21 @@ pub(super) struct Avx2;
 pub(super) struct Avx2Gfni;
 /// 64 bytes; linear maps by `VGF2P8AFFINEQB`, levels by `VPERMB`, products by `VPDPBUSD`.
 pub(super) struct Avx512;
+
+/// What stays in registers beside the sums of eight rows: more would not fit.
+#[derive(Clone, Copy)]
+pub(super) struct Kept {
+    /// Matrices of the first row positions.
+    previous: [__m512i; 6],
+    /// Up to 128 levels.
+    levels: [__m512i; 2],
+}
+
+#[inline(always)]
+unsafe fn prefetch(p: *const u8) {
+    _mm_prefetch::<_MM_HINT_T1>(p.wrapping_add(FAR).cast());
+    _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(NEAR).cast());
+}
 
 #[inline(always)]
 unsafe fn broadcast16(table: &[u8; 16]) -> __m256i {
@@ -56,6 +72,7 @@ macro_rules! avx2_common {
         type V = __m256i;
         type Sums = __m256i;
         type Floats = __m256;
+        type Kept = ();
         const BYTES: usize = 32;
         const ROWS: usize = 4;
         const TABLE_BITS: usize = 4;
@@ -94,8 +111,10 @@ macro_rules! avx2_common {
             _mm256_xor_si256(a, b)
         }
         #[inline(always)]
+        unsafe fn keep(_: &Tables) {}
+        #[inline(always)]
         unsafe fn prefetch(p: *const u8) {
-            _mm_prefetch::<_MM_HINT_T0>(p.cast())
+            prefetch(p)
         }
     };
 }
@@ -249,6 +268,7 @@ impl Vector for Avx512 {
     type Level = __m512i;
     type Activations = __m512i;
     type Bytes = __m512i;
+    type Kept = Kept;
     const SIGNED: bool = false;
     const MERGES: bool = true;
     const BYTES: usize = 64;
@@ -353,7 +373,31 @@ impl Vector for Avx512 {
         }
     }
     #[inline(always)]
+    unsafe fn keep(tables: &Tables) -> Kept {
+        let mut previous = [_mm512_setzero_si512(); 6];
+        for (kept, map) in previous.iter_mut().zip(&tables.previous) {
+            *kept = _mm512_set1_epi64(map.matrix as i64);
+        }
+        let levels = tables.levels[0].as_ptr();
+        Kept { previous, levels: [_mm512_loadu_si512(levels.cast()), _mm512_loadu_si512(levels.add(64).cast())] }
+    }
+    #[inline(always)]
+    unsafe fn map_previous(kept: &Kept, tables: &Tables, position: usize, v: __m512i) -> __m512i {
+        match kept.previous.get(position) {
+            Some(matrix) => _mm512_gf2p8affine_epi64_epi8::<0>(v, *matrix),
+            None => Self::map(&tables.previous[position], v),
+        }
+    }
+    #[inline(always)]
+    unsafe fn level_at<const BITS: usize>(kept: &Kept, tables: &Tables, position: usize, index: __m512i) -> __m512i {
+        match BITS {
+            8 => Self::level::<BITS>(&tables.levels[position], index),
+            7 => _mm512_permutex2var_epi8(kept.levels[0], index, kept.levels[1]),
+            _ => _mm512_permutexvar_epi8(index, kept.levels[0]),
+        }
+    }
+    #[inline(always)]
     unsafe fn prefetch(p: *const u8) {
-        _mm_prefetch::<_MM_HINT_T0>(p.cast())
+        prefetch(p)
     }
 }

@@ -1,0 +1,91 @@
+//! Byte vectors of any width and instruction set: what the kernels are made of.
+use super::tables::{Map, Tables};
+
+/// Bytes that are asked for ahead, into the second-level cache and from there into the first one. Measured on Sapphire Rapids, 2 bits from DRAM, 10^9 weights a second: 27
+/// without, 42 with 4096 into the first level alone, 45 with both. Nothing on Zen 4 and 5.
+pub(super) const FAR: usize = 8192;
+pub(super) const NEAR: usize = 1024;
+
+/// Byte vectors of one instruction set.
+///
+/// # Safety
+/// All functions: the CPU must have the instruction set, and pointers must be valid for what they read or write (unaligned).
+pub(super) trait Vector {
+    /// `BYTES` bytes.
+    type V: Copy;
+    /// `BYTES / 4` sums of 32 bits.
+    type Sums: Copy;
+    /// As many floats.
+    type Floats: Copy;
+    /// `BYTES` levels from a table as [`dot`](Self::dot) takes them.
+    type Level: Copy;
+    /// `BYTES` activations in the form that it takes.
+    type Activations: Copy;
+    /// `BYTES` levels from memory as [`dot_bytes`](Self::dot_bytes) takes them.
+    type Bytes: Copy;
+    /// Bytes in the form that linear maps read.
+    type Split: Copy;
+    /// What of a code's tables stays in registers from one column group to the next.
+    type Kept: Copy;
+    /// 16, 32 or 64.
+    const BYTES: usize;
+    /// Rows of a block that are summed in registers at once: 8 where a vector is all 64 bytes, otherwise 4.
+    const ROWS: usize;
+    /// A map reads a whole byte as fast as a nibble: nibbles are brought together in one byte before they are mapped.
+    const MERGES: bool;
+    /// Index bits of the smallest level table look-up.
+    const TABLE_BITS: usize;
+    /// Tables and looked-up vectors hold levels as they are; otherwise with 128 added, because products are of unsigned bytes.
+    const SIGNED: bool;
+    /// Index bits of the largest level table that fits into registers with a row's maps: up to it a kernel takes one row of some column groups at a time.
+    const HELD_BITS: usize;
+
+    unsafe fn load(p: *const u8) -> Self::V;
+    unsafe fn store(p: *mut u8, v: Self::V);
+    /// The same 4 bytes in every 32-bit lane.
+    unsafe fn repeat4(p: *const u8) -> Self::V;
+    /// The same 8 bytes in every 64-bit lane.
+    unsafe fn repeat8(p: *const u8) -> Self::V;
+    unsafe fn load_floats(p: *const f32) -> Self::Floats;
+    unsafe fn store_floats(p: *mut f32, floats: Self::Floats);
+    unsafe fn activations(v: Self::V) -> Self::Activations;
+    /// Sums before the first product: 0 if [`SIGNED`](Self::SIGNED), otherwise these 32-bit numbers, which make good for the 128 in every level.
+    unsafe fn start(v: Self::V) -> Self::Sums;
+    /// Adds the products of four levels and four activations to each sum.
+    unsafe fn dot(sums: Self::Sums, levels: Self::Level, x: Self::Activations) -> Self::Sums;
+    /// `floats + scale sums`, rounded once.
+    unsafe fn add_scaled(floats: Self::Floats, sums: Self::Sums, scale: f32) -> Self::Floats;
+    /// Writes levels, with 128 added unless [`SIGNED`](Self::SIGNED).
+    unsafe fn store_levels(p: *mut u8, levels: Self::Level);
+    /// What [`store_levels`](Self::store_levels) would have written for levels with 128 added.
+    unsafe fn from_biased(v: Self::V) -> Self::V;
+    /// The same for levels as they are.
+    unsafe fn from_signed(v: Self::V) -> Self::V;
+    /// What it has written.
+    unsafe fn bytes(v: Self::V) -> Self::Bytes;
+    /// [`dot`](Self::dot) of such levels.
+    unsafe fn dot_bytes(sums: Self::Sums, levels: Self::Bytes, x: Self::V) -> Self::Sums;
+    unsafe fn split(v: Self::V) -> Self::Split;
+    unsafe fn map(map: &Map, v: Self::Split) -> Self::V;
+    /// A map that reads the high or the low nibble alone.
+    unsafe fn map_nibble(map: &Map, v: Self::Split, high: bool) -> Self::V;
+    unsafe fn xor(a: Self::V, b: Self::V) -> Self::V;
+    /// The high nibbles of `high`, and the high or the low ones of `low` in their place. Called only if [`MERGES`](Self::MERGES).
+    unsafe fn merge(high: Self::Split, low: Self::Split, low_from_high: bool) -> Self::Split;
+    /// Table look-up; all indices are below `2^BITS`. A table of more than 16 entries is antisymmetric in the highest bit of the index.
+    unsafe fn level<const BITS: usize>(table: &[u8; 256], index: Self::V) -> Self::Level;
+    /// What is loaded once for a row block.
+    unsafe fn keep(tables: &Tables) -> Self::Kept;
+    /// [`map`](Self::map) of the previous path byte to the index at a row position.
+    #[inline(always)]
+    unsafe fn map_previous(_: &Self::Kept, tables: &Tables, position: usize, v: Self::Split) -> Self::V {
+        Self::map(&tables.previous[position], v)
+    }
+    /// [`level`](Self::level) at a row position. Up to 7 bits all positions have the same table.
+    #[inline(always)]
+    unsafe fn level_at<const BITS: usize>(_: &Self::Kept, tables: &Tables, position: usize, index: Self::V) -> Self::Level {
+        Self::level::<BITS>(&tables.levels[position], index)
+    }
+    /// Asks for bytes `p + FAR` and `p + NEAR`.
+    unsafe fn prefetch(p: *const u8);
+}
