@@ -51,21 +51,7 @@ fn opaque(tables: &Tables) -> &Tables {
     unsafe { &*address }
 }
 
-/// `$body` four times with `$j` a constant from 0 to 3: a loop would stay one where the body is large, and keep sums in memory.
-macro_rules! each_of_four {
-    ($j:ident, $body:expr) => {
-        let $j = 0;
-        $body;
-        let $j = 1;
-        $body;
-        let $j = 2;
-        $body;
-        let $j = 3;
-        $body
-    };
-}
-
-/// `$body` eight times with `$r` a constant from 0 to 7.
+/// `$body` eight times with `$r` a constant from 0 to 7: a loop would stay one where the body is large, and keep sums in memory.
 macro_rules! each_of_eight {
     ($r:ident, $body:expr) => {
         each_of_eight!(@ $r, $body, 0 1 2 3 4 5 6 7)
@@ -92,15 +78,18 @@ struct Sources<S> {
     top: S,
 }
 
-/// Levels of row `half * 4 + j` of a unit. `PATH` and `RAW`: path and raw bits; `READS`: a [`Reads`].
+/// Bits of the largest index of which two rows' stand in one byte: that of an even row in the low nibble.
+pub(super) const PAIRED: usize = 4;
+
+/// Level index of row `half * 4 + j` of a unit, or of that and the next one. `PATH` and `RAW`: path and raw bits; `READS`: a [`Reads`].
 #[inline(always)]
-unsafe fn level_of<T: Vector, const PATH: usize, const RAW: usize, const READS: usize, const BITS: usize>(
+unsafe fn index_of<T: Vector, const PATH: usize, const RAW: usize, const READS: usize>(
     sources: &Sources<T::Split>,
     kept: &T::Kept,
     tables: &Tables,
     half: usize,
     j: usize,
-) -> T::Level {
+) -> T::V {
     let row = half * 4 + j;
     let position = if PATH == 2 { j } else { row };
     let merged = merges::<T, RAW, READS>() && half == 0;
@@ -129,7 +118,35 @@ unsafe fn level_of<T: Vector, const PATH: usize, const RAW: usize, const READS: 
     if RAW % 2 == 1 && !merged {
         index = T::xor(index, T::map_nibble(&tables.top[row], sources.top, half == 0));
     }
-    T::level_at::<BITS>(kept, tables, position, index)
+    index
+}
+
+/// Rows whose levels are looked up at once.
+const fn rows_at_once(bits: usize) -> usize {
+    if bits <= PAIRED {
+        2
+    } else {
+        1
+    }
+}
+
+/// The levels of row `half * 4 + j` go to `sink`, and where two rows are looked up at once those of the next row.
+#[inline(always)]
+unsafe fn levels_of<T: Vector, const PATH: usize, const RAW: usize, const READS: usize, const BITS: usize>(
+    sources: &Sources<T::Split>,
+    (kept, tables): (&T::Kept, &Tables),
+    half: usize,
+    j: usize,
+    sink: &mut impl FnMut(usize, T::Level),
+) {
+    let index = index_of::<T, PATH, RAW, READS>(sources, kept, tables, half, j);
+    if BITS <= PAIRED {
+        let [first, second] = T::levels_of_pair(kept, tables, index);
+        sink(j, first);
+        sink(j + 1, second);
+    } else {
+        sink(j, T::level_at::<BITS>(kept, tables, if PATH == 2 { j } else { half * 4 + j }, index));
+    }
 }
 
 /// True if the first four rows of a unit, which read half of the current path byte only, have raw bits brought into the other half (see [`Tables::merged`]).
@@ -170,7 +187,15 @@ unsafe fn rows4<T: Vector, const PATH: usize, const RAW: usize, const READS: usi
         pairs,
         top,
     };
-    each_of_four!(j, sink(j, level_of::<T, PATH, RAW, READS, BITS>(&sources, kept, tables, half, j)));
+    let tables = (kept, tables);
+    levels_of::<T, PATH, RAW, READS, BITS>(&sources, tables, half, 0, &mut sink);
+    if rows_at_once(BITS) == 1 {
+        levels_of::<T, PATH, RAW, READS, BITS>(&sources, tables, half, 1, &mut sink);
+    }
+    levels_of::<T, PATH, RAW, READS, BITS>(&sources, tables, half, 2, &mut sink);
+    if rows_at_once(BITS) == 1 {
+        levels_of::<T, PATH, RAW, READS, BITS>(&sources, tables, half, 3, &mut sink);
+    }
 }
 
 /// Adds the product of a block by the inputs of one token; the same for every `T`.
@@ -308,27 +333,35 @@ unsafe fn hold<T: Vector>(x: &Section, groups: usize, part: usize, held: &mut Ma
     held.add(groups).write(T::activations(T::load([0; VECTOR].as_ptr())));
 }
 
-/// Adds one row's products with `groups` column groups; two groups at a time, so there may be one more in `apart` and in `held`.
+/// Adds the products of row `R`, and of the next one where two are looked up at once, with `groups` column groups; two groups at a time, so there may be one more in
+/// `apart` and in `held`.
 #[inline(always)]
 unsafe fn row_dot<T: Vector, const PATH: usize, const RAW: usize, const READS: usize, const BITS: usize, const R: usize>(
     apart: *const Apart<T::Split>,
     mut held: *const T::Activations,
     x: &Section,
     groups: usize,
-    (kept, tables): (&T::Kept, &Tables),
+    tables: (&T::Kept, &Tables),
     part: usize,
     out: &mut Partial,
 ) {
-    let mut sums = x.start::<T>(part * T::BYTES);
+    if R % rows_at_once(BITS) != 0 {
+        return;
+    }
+    let mut sums = [x.start::<T>(part * T::BYTES); 2];
     for pair in 0..groups.div_ceil(2) {
         for group in [2 * pair, 2 * pair + 1] {
             let sources = sources::<T::Split, PATH, RAW, READS>(apart, group, R / 4);
-            let levels = level_of::<T, PATH, RAW, READS, BITS>(&sources, kept, tables, R / 4, R % 4);
-            sums = T::dot(sums, levels, *held);
+            levels_of::<T, PATH, RAW, READS, BITS>(&sources, tables, R / 4, R % 4, &mut |j, levels| {
+                sums[j - R % 4] = T::dot(sums[j - R % 4], levels, *held);
+            });
             held = held.add(1);
         }
     }
-    add_to::<T>(&mut out[R], part, sums, x.scale);
+    add_to::<T>(&mut out[R], part, sums[0], x.scale);
+    if rows_at_once(BITS) == 2 {
+        add_to::<T>(&mut out[R + 1], part, sums[1], x.scale);
+    }
 }
 
 /// Adds scaled sums to bytes `part` of a row.
@@ -388,18 +421,22 @@ pub(super) unsafe fn look_up<T: Vector, const PATH: usize, const RAW: usize, con
     }
 }
 
-/// Looks up one row of some column groups.
+/// Looks up row `R`, and the next one where two are looked up at once, of some column groups.
 #[inline(always)]
 unsafe fn row_look_up<T: Vector, const PATH: usize, const RAW: usize, const READS: usize, const BITS: usize, const R: usize>(
     apart: *const Apart<T::Split>,
-    (kept, tables): (&T::Kept, &Tables),
+    tables: (&T::Kept, &Tables),
     part: usize,
     levels: &mut [Levels],
 ) {
+    if R % rows_at_once(BITS) != 0 {
+        return;
+    }
     for (group, rows) in levels.iter_mut().enumerate() {
         let sources = sources::<T::Split, PATH, RAW, READS>(apart, group, R / 4);
-        let w = level_of::<T, PATH, RAW, READS, BITS>(&sources, kept, tables, R / 4, R % 4);
-        T::store_levels(rows[R].as_mut_ptr().add(part * T::BYTES), w);
+        levels_of::<T, PATH, RAW, READS, BITS>(&sources, tables, R / 4, R % 4, &mut |j, w| {
+            T::store_levels(rows[R / 4 * 4 + j].as_mut_ptr().add(part * T::BYTES), w)
+        });
     }
 }
 

@@ -212,7 +212,7 @@ macro_rules! kernels {
 
             /// Kernels of a run; `None` is width 8. A code is valid, so path bits are 1 or 2 and bits at most 6.
             pub(super) fn select(code: Option<&LinearCode>) -> Kernels {
-                const T4: usize = table::<$vector>(4);
+                const T4: usize = kernel::PAIRED;
                 const T5: usize = table::<$vector>(5);
                 const T6: usize = table::<$vector>(6);
                 const T7: usize = table::<$vector>(7);
@@ -317,6 +317,7 @@ mod tests {
     kernels!(portable64_kernels, portable::Portable<64>);
 
     fn random_code(rng: &mut ChaCha8Rng, path_bits: u8, raw_bits: u8, index_bits: u8, reads: Reads) -> LinearCode {
+        let own_tables = rng.random_bool(0.3);
         let positions = 8 / usize::from(path_bits);
         let mut masks = || (0..positions).map(|_| (0..index_bits).map(|_| rng.random()).collect::<Vec<u8>>()).collect::<Vec<_>>();
         let (mut a, mut c, mut d) = (masks(), masks(), if reads.before() == 2 { masks() } else { Vec::new() });
@@ -328,7 +329,8 @@ mod tests {
             }
         }
         let mut half = || (0..1 << (raw_bits + index_bits - 1)).map(|_| rng.random_range(-127..=127)).collect::<Vec<i8>>();
-        let levels = (0..positions).map(|_| antisymmetric(&half())).collect();
+        let tables = if own_tables { positions } else { 1 };
+        let levels = (0..tables).map(|_| antisymmetric(&half())).collect();
         LinearCode { path_bits, raw_bits, index_bits, a, c, d, levels, unit: 1.0 }
     }
 

@@ -120,6 +120,10 @@ macro_rules! portable {
             #[inline(always)]
             unsafe fn keep(_: &Tables) {}
             #[inline(always)]
+            unsafe fn levels_of_pair(_: &(), tables: &Tables, indices: Self::V) -> [Self::V; 2] {
+                [indices.map(|i| tables.levels[0][usize::from(i & 15)]), indices.map(|i| tables.levels[0][usize::from(i >> 4)])]
+            }
+            #[inline(always)]
             unsafe fn prefetch(_: *const u8) {}
         }
     };

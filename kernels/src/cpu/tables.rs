@@ -1,4 +1,5 @@
 //! A code's matrices and levels in the form that the kernels read.
+use super::kernel::PAIRED;
 use crate::code::{bit_images, LinearCode};
 
 /// A GF(2)-linear map of bytes.
@@ -28,6 +29,19 @@ impl Map {
             }
         }
         map
+    }
+
+    /// The outputs of this map in the low nibble, those of another in the high one.
+    fn beside(&self, other: &Map) -> Map {
+        let both = |low: &[u8; 16], high: &[u8; 16]| std::array::from_fn(|v| low[v] | high[v] << 4);
+        Map { matrix: self.matrix | other.matrix >> 32, low: both(&self.low, &other.low), high: both(&self.high, &other.high) }
+    }
+}
+
+/// Where two rows' indices stand in one byte, maps of even rows give both.
+fn pair_up(maps: &mut [Map]) {
+    for pair in maps.as_chunks_mut::<2>().0 {
+        pair[0] = pair[0].beside(&pair[1]);
     }
 }
 
@@ -68,7 +82,7 @@ pub(crate) fn look_up_bits(code: &LinearCode) -> usize {
 /// Everything that a kernel needs of one code.
 #[repr(C, align(64))]
 pub(crate) struct Tables {
-    /// `level`, or `level + 128`, of each row position, in the order of [`Folded`] indices.
+    /// `level`, or `level + 128`, of each row position, in the order of [`Folded`] indices; those of up to 4 bits repeated.
     pub levels: [[u8; 256]; 8],
     /// Current path byte to index, by row position.
     pub current: [Map; 8],
@@ -137,6 +151,16 @@ impl Tables {
                 let mut images = [0; 8];
                 images[7 - row] = 1 << (index_bits + raw_bits - 1);
                 tables.top[row] = folded.map(&images);
+            }
+        }
+        if folded.look_up_bits <= PAIRED {
+            let Tables { current, previous, older, merged, pairs, top, .. } = &mut *tables;
+            for maps in [&mut current[..], previous, older, merged, &mut pairs[0], top] {
+                pair_up(maps);
+            }
+            let period = 1 << PAIRED;
+            for levels in &mut tables.levels {
+                (period..levels.len()).for_each(|i| levels[i] = levels[i % period]);
             }
         }
         tables

@@ -86,6 +86,8 @@ pub(super) trait Vector {
     unsafe fn level_at<const BITS: usize>(_: &Self::Kept, tables: &Tables, position: usize, index: Self::V) -> Self::Level {
         Self::level::<BITS>(&tables.levels[position], index)
     }
+    /// Levels of two rows with indices of 4 bits, the first in the low nibbles. All positions have the same table, repeated at all multiples of 16.
+    unsafe fn levels_of_pair(kept: &Self::Kept, tables: &Tables, indices: Self::V) -> [Self::Level; 2];
     /// Asks for bytes `p + FAR` and `p + NEAR`.
     unsafe fn prefetch(p: *const u8);
 }

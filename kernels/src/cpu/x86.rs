@@ -51,12 +51,11 @@ look_up!(look_up_32, look_up_16, 2, 3);
 look_up!(look_up_64, look_up_32, 4, 2);
 look_up!(look_up_128, look_up_64, 8, 1);
 
-/// Looks up half a table of `BITS - 1` index bits, all 16 entries of 4, and where bit 7 of the second vector is set, the level is the opposite one. Its
+/// Looks up half a table of `BITS - 1` index bits, and where bit 7 of the second vector is set, the level is the opposite one. Its
 /// lowest bit is clear.
 #[inline(always)]
 unsafe fn half_level<const BITS: usize>(table: &[u8; 256], index: __m256i) -> [__m256i; 2] {
     match BITS {
-        4 => [look_up_16(table, 0, index, index), _mm256_setzero_si256()],
         5 => [look_up_16(table, 0, index, index), _mm256_slli_epi16::<3>(index)],
         6 => [look_up_32(table, 0, index, index), _mm256_slli_epi16::<2>(index)],
         7 => [look_up_64(table, 0, index, index), _mm256_slli_epi16::<1>(index)],
@@ -65,6 +64,15 @@ unsafe fn half_level<const BITS: usize>(table: &[u8; 256], index: __m256i) -> [_
             [low, _mm256_and_si256(index, _mm256_set1_epi8(-128))]
         }
     }
+}
+
+/// [`Vector::levels_of_pair`] as they stand in the table.
+#[inline(always)]
+unsafe fn pair(tables: &Tables, indices: __m256i) -> [__m256i; 2] {
+    let nibble = _mm256_set1_epi8(15);
+    let table = broadcast16(&tables.levels[0].as_chunks::<16>().0[0]);
+    let high = _mm256_and_si256(_mm256_srli_epi16::<4>(indices), nibble);
+    [_mm256_shuffle_epi8(table, _mm256_and_si256(indices, nibble)), _mm256_shuffle_epi8(table, high)]
 }
 
 macro_rules! avx2_common {
@@ -172,6 +180,11 @@ impl Vector for Avx2 {
         half_level::<BITS>(table, index)
     }
     #[inline(always)]
+    unsafe fn levels_of_pair(_: &(), tables: &Tables, indices: __m256i) -> [Self::Level; 2] {
+        let [first, second] = pair(tables, indices);
+        [[first, _mm256_setzero_si256()], [second, _mm256_setzero_si256()]]
+    }
+    #[inline(always)]
     unsafe fn merge(_: Self::Split, _: Self::Split, _: bool) -> Self::Split {
         unreachable!("nibbles are apart already")
     }
@@ -240,6 +253,10 @@ impl Vector for Avx2Gfni {
         let [levels, by] = half_level::<BITS>(table, index);
         // Bytes with 128 added are negated modulo 256.
         _mm256_sign_epi8(levels, _mm256_or_si256(by, _mm256_set1_epi8(1)))
+    }
+    #[inline(always)]
+    unsafe fn levels_of_pair(_: &(), tables: &Tables, indices: __m256i) -> [__m256i; 2] {
+        pair(tables, indices)
     }
     #[inline(always)]
     unsafe fn merge(high: __m256i, low: __m256i, low_from_high: bool) -> __m256i {
@@ -395,6 +412,12 @@ impl Vector for Avx512 {
             7 => _mm512_permutex2var_epi8(kept.levels[0], index, kept.levels[1]),
             _ => _mm512_permutexvar_epi8(index, kept.levels[0]),
         }
+    }
+    #[inline(always)]
+    unsafe fn levels_of_pair(kept: &Kept, _: &Tables, indices: __m512i) -> [__m512i; 2] {
+        // Bits above the index do not matter: the table is repeated.
+        let second = _mm512_srli_epi16::<4>(indices);
+        [_mm512_permutexvar_epi8(indices, kept.levels[0]), _mm512_permutexvar_epi8(second, kept.levels[0])]
     }
     #[inline(always)]
     unsafe fn prefetch(p: *const u8) {
