@@ -86,7 +86,9 @@ fn main() {
     let isa = ws_kernels::cpu::isa().unwrap_or_else(|error| panic!("{error}"));
     let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(1);
     let mut codes = vec![("scalar", Arc::new(CodeSet::scalar()))];
-    codes.extend(Effort::ALL.iter().zip(["fast", "default", "best"]).map(|(&effort, name)| (name, Arc::new(CodeSet::trellis(effort)))));
+    codes.extend(
+        Effort::ALL.iter().zip(["fast", "light", "default", "best"]).map(|(&effort, name)| (name, Arc::new(CodeSet::trellis(effort)))),
+    );
     let (one, all) = machine::bandwidth().expect("the path is there");
     let (bandwidth, threads) = if rayon::current_num_threads() == 1 { (one, 1) } else { (all, rayon::current_num_threads()) };
     println!("{}, {}, {threads} threads, {:.1} GB/s", machine::name(), isa.name(), bandwidth.median);

@@ -305,8 +305,8 @@ def compare_shape(args, wsrun, raw):
     kept.mkdir(parents=True, exist_ok=True)
     for rate in args.rates:
         with tempfile.TemporaryDirectory(dir=kept) as temporary:
-            command = [wsrun, "bench", "--random-weights", args.shape, "--rate", f"{rate:g}", "--layers"]
-            contenders = {f"wsrun {rate:g} bits": {layers: [*command, layers] for layers in args.layers}}
+            command = [wsrun, "bench", "--random-weights", args.shape, "--rate", f"{rate:g}", "--effort", args.effort, "--layers"]
+            contenders = {f"wsrun {rate:g} bits, {args.effort}": {layers: [*command, layers] for layers in args.layers}}
             for peer in PEERS[int(rate)]:
                 (kind, *options), contenders[peer] = peer.split(), {}
                 for layers in args.layers:
@@ -357,6 +357,7 @@ def arguments():
     parser.add_argument("--model", metavar="NAME", help="the model for wsrun to compare it with")
     parser.add_argument("--layers", type=list_of(int), default=[4, 12], metavar="N,M", help="two layer counts of the shape (4,12)")
     parser.add_argument("--rates", type=list_of(float), default=[2, 3, 4], metavar="R,...", help="bits a weight of wsrun (2,3,4)")
+    parser.add_argument("--effort", default="default", metavar="LEVEL", help="codes of wsrun: fast, light, default or best")
     parser.add_argument("--threads", type=list_of(int), default=[1, 2], metavar="N,...", help="thread counts (1,2)")
     parser.add_argument("--repeat", type=int, default=5, metavar="N", help="measurements of each kind (5)")
     parser.add_argument("--tokens", type=int, default=32, metavar="N", help=f"tokens to decode, after a prompt of {SHORT_PROMPT} (32)")

@@ -21,6 +21,10 @@ fn piece(isa: Isa) -> usize {
     }
 }
 
+/// Bytes of a row block that are multiplied before the next row block is. Measured on a Sapphire Rapids class Xeon (2 MB of second-level cache), 4096 x 14336, all
+/// columns at once and by panels: 33 and 38 at 2 bits, 17.5 and 21 x 10^9 weights a second at 4.
+const PANEL: usize = 256 << 10;
+
 /// Weights times tokens below which a product stays on one thread.
 pub(crate) const PARALLEL_WORK: usize = 1 << 18;
 
@@ -227,40 +231,22 @@ impl Product<'_> {
         let x = || x.chunks_exact(self.parts.widths.len()).enumerate();
         let (mut partials, mut levels) = SCRATCH.take();
         levels.resize(16, Aligned([[0; VECTOR]; 8]));
-        let together = tokens >= MANY;
-        for b in blocks.clone() {
-            partials.clear();
-            partials.resize(tokens, Aligned([[0.0; 16]; 8]));
-            for (r, (run, activations)) in self.prepared.runs.iter().zip(activations).enumerate() {
-                let (block, x) = (self.block(r, b), activations.inputs());
-                if let (true, Some(levels)) = (together, levels.first_chunk_mut()) {
+        if let (true, Some(levels)) = (tokens >= MANY, levels.first_chunk_mut()) {
+            for b in blocks.clone() {
+                partials.clear();
+                partials.resize(tokens, Aligned([[0.0; 16]; 8]));
+                for (r, (run, activations)) in self.prepared.runs.iter().zip(activations).enumerate() {
                     // SAFETY: `block` checked the bounds of the run's codes, and inputs cover the run's groups.
-                    unsafe { run.kernels.dot_many(&block, &x, levels, &mut partials) };
-                    continue;
+                    unsafe { run.kernels.dot_many(&self.block(r, b), &activations.inputs(), levels, &mut partials) };
                 }
-                let mut first = 0;
-                for inputs in x.tokens.chunk_by(|a, b| a == b) {
-                    // SAFETY: as above.
-                    unsafe { run.kernels.dot(&block, &x, first..first + inputs.len(), &mut partials[inputs[0]]) };
-                    first += inputs.len();
-                }
+                self.store(b, first, &mut partials, output);
             }
-            if lanes < 16 {
-                partials.iter_mut().flat_map(|rows| rows.iter_mut()).for_each(|row| add_up(row, lanes));
-            }
-            let lane_rows: [Range<usize>; 16] = std::array::from_fn(|lane| self.lane_rows(&(b..b + 1), lane));
-            for (t, partial) in partials.iter().enumerate() {
-                for (lane, rows) in lane_rows.iter().enumerate().take(lanes) {
-                    let scales = &self.prepared.row_scale[rows.clone()];
-                    // SAFETY: rows within the matrix; row blocks belong to one task each.
-                    let y = unsafe { output.rows(first + t, rows.clone()) };
-                    // Nearly always all eight rows.
-                    if let (([y], []), ([scales], [])) = (y.as_chunks_mut::<8>(), scales.as_chunks::<8>()) {
-                        *y = std::array::from_fn(|row| scales[row] * partial[row][lane]);
-                    } else {
-                        y.iter_mut().zip(scales).zip(partial.iter()).for_each(|((y, scale), row)| *y = scale * row[lane]);
-                    }
-                }
+        } else {
+            partials.clear();
+            partials.resize(blocks.len(), Aligned([[0.0; 16]; 8]));
+            self.one_token(&blocks, activations, &mut partials);
+            for (b, partial) in blocks.clone().zip(partials.chunks_exact_mut(1)) {
+                self.store(b, first, partial, output);
             }
         }
         SCRATCH.set((partials, levels));
@@ -277,6 +263,43 @@ impl Product<'_> {
                 }
                 for e in self.exceptions(&rows) {
                     y[e.row as usize - rows.start] += self.parts.scale * widen(e.value) * x[usize::from(e.column)];
+                }
+            }
+        }
+    }
+
+    /// The products of row blocks by one token, some columns at a time: the path bytes of two row blocks before are then still in the second-level cache.
+    fn one_token(&self, blocks: &Range<usize>, activations: &[Activations], partials: &mut [Partial]) {
+        for (r, (run, activations)) in self.prepared.runs.iter().zip(activations).enumerate() {
+            let x = activations.inputs();
+            let panel = (PANEL / (run.unit * self.geometry.lanes)).max(1);
+            for first in (0..x.sections).step_by(panel) {
+                let sections = first..x.sections.min(first + panel);
+                for (b, partial) in blocks.clone().zip(&mut *partials) {
+                    // SAFETY: `block` checked the bounds of the run's codes, and inputs cover the run's groups.
+                    unsafe { run.kernels.dot(&self.block(r, b), &x, 0..x.tokens.len(), sections.clone(), partial) };
+                }
+            }
+        }
+    }
+
+    /// Writes the products of a row block by the tokens from `first` on, row scales applied.
+    fn store(&self, block: usize, first: usize, partials: &mut [Partial], output: &Output) {
+        let lanes = self.geometry.lanes;
+        if lanes < 16 {
+            partials.iter_mut().flat_map(|rows| rows.iter_mut()).for_each(|row| add_up(row, lanes));
+        }
+        let lane_rows: [Range<usize>; 16] = std::array::from_fn(|lane| self.lane_rows(&(block..block + 1), lane));
+        for (t, partial) in partials.iter().enumerate() {
+            for (lane, rows) in lane_rows.iter().enumerate().take(lanes) {
+                let scales = &self.prepared.row_scale[rows.clone()];
+                // SAFETY: rows within the matrix; row blocks belong to one task each.
+                let y = unsafe { output.rows(first + t, rows.clone()) };
+                // Nearly always all eight rows.
+                if let (([y], []), ([scales], [])) = (y.as_chunks_mut::<8>(), scales.as_chunks::<8>()) {
+                    *y = std::array::from_fn(|row| scales[row] * partial[row][lane]);
+                } else {
+                    y.iter_mut().zip(scales).zip(partial.iter()).for_each(|((y, scale), row)| *y = scale * row[lane]);
                 }
             }
         }

@@ -1,5 +1,5 @@
 //! `wsrun bench`.
-use super::{load, output};
+use super::{load, output, quantize::Level};
 use crate::eval::random_weights::RandomWeights;
 use crate::eval::{self, machine, BenchOptions, Spread};
 use crate::progress::Progress;
@@ -21,6 +21,9 @@ pub(super) struct Args {
     /// Its stored bits a weight, 1 to 6
     #[arg(long, value_name = "R", value_parser = rate, default_value = "3", conflicts_with = "model")]
     rate: f64,
+    /// Its trellis codes
+    #[arg(long, value_enum, default_value = "default", conflicts_with = "model")]
+    effort: Level,
     /// Its first N blocks only
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), conflicts_with = "model")]
     layers: Option<u32>,
@@ -49,8 +52,8 @@ const EXAMPLES: &str = "Examples:
 pub(super) fn run(args: Args, threads: usize) -> anyhow::Result<()> {
     let (name, mut model) = match (&args.random_weights, &args.model) {
         (Some(shape), _) => {
-            let opened =
-                RandomWeights::new(args.rate).open(shapes::config_json(shape).unwrap_or_default(), args.layers.map(|n| n as usize))?;
+            let opened = RandomWeights::new(args.rate, args.effort.into())
+                .open(shapes::config_json(shape).unwrap_or_default(), args.layers.map(|n| n as usize))?;
             let name = format!("{shape} at {} bits, random codes, {} blocks", args.rate, opened.config.layers);
             (name, TextModel::load(opened)?)
         }

@@ -3,6 +3,7 @@ use super::{random_weights::RandomWeights, Spread};
 use rayon::prelude::*;
 use std::time::Instant;
 use ws_kernels::cpu::{self, IsaError};
+use ws_kernels::tables::Effort;
 use ws_models::weights::WeightError;
 
 /// Bytes that are read from: several times any cache.
@@ -48,7 +49,7 @@ pub fn bandwidth() -> Result<(Spread, Spread), IsaError> {
 /// `WSRUN_ISA` asks for what this CPU cannot run.
 pub fn products(rate: f64) -> Result<Spread, WeightError> {
     const SIDE: usize = 4096;
-    let weights = RandomWeights::new(rate);
+    let weights = RandomWeights::new(rate, Effort::Default);
     let copies = (8.0 * PACKED_BYTES as f64 / (rate * (SIDE * SIDE) as f64)).ceil() as usize;
     let matrices = (0..copies).map(|_| weights.matrix(SIDE, SIDE)).collect::<Result<Vec<_>, _>>()?;
     let x: Vec<f32> = (0..SIDE).map(|i| (i as f32 * 0.37).sin()).collect();

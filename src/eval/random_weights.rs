@@ -34,11 +34,11 @@ pub struct RandomWeights {
 }
 
 impl RandomWeights {
-    /// Matrices of `rate` stored bits a weight, 1 to 6, with the trellis codes of the default effort.
-    pub fn new(rate: f64) -> Self {
+    /// Matrices of `rate` stored bits a weight, 1 to 6, with the trellis codes of this effort.
+    pub fn new(rate: f64, effort: Effort) -> Self {
         let mut pool = vec![0; POOL];
         ChaCha8Rng::seed_from_u64(0).fill_bytes(&mut pool);
-        Self { codes: Arc::new(CodeSet::trellis(Effort::Default)), pool, rate }
+        Self { codes: Arc::new(CodeSet::trellis(effort)), pool, rate }
     }
 
     /// A model of this shape (`config_json`) cut to `layers` blocks.
@@ -127,7 +127,7 @@ mod tests {
     #[test]
     fn matrices_have_the_rate() {
         for rate in [1.0, 2.0, 2.5, 3.0, 4.0, 5.5] {
-            let matrix = RandomWeights::new(rate).matrix(1024, 2048).unwrap();
+            let matrix = RandomWeights::new(rate, Effort::Default).matrix(1024, 2048).unwrap();
             let stored = 8.0 * crate::format::stored_bytes(matrix.parts()) as f64 / (1024.0 * 2048.0);
             assert!(stored <= rate && stored > rate - 0.1, "{stored} at {rate}");
         }

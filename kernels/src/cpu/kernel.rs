@@ -1,9 +1,10 @@
 //! The products of one row block of one run: a single definition over byte vectors of any width.
 use super::inputs::{Aligned, Inputs, Partial, Section};
 use super::tables::{Reads, Tables};
-use super::vector::Vector;
+use super::vector::{prefetch, Vector};
 use crate::layout::VECTOR;
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 const NIBBLE: usize = Reads::Nibble as usize;
 const TWO_BYTES: usize = Reads::TwoBytes as usize;
@@ -198,21 +199,22 @@ unsafe fn rows4<T: Vector, const PATH: usize, const RAW: usize, const READS: usi
     }
 }
 
-/// Adds the product of a block by the inputs of one token; the same for every `T`.
+/// Adds the product of some sections of a block by the inputs of one token; the same for every `T`.
 ///
 /// # Safety
-/// The CPU must have the instruction set; the block's units and previous vectors must be readable, and inputs as long as its groups.
+/// The CPU must have the instruction set; the block's units and previous vectors must be readable, inputs as long as its groups, and the sections theirs.
 #[inline(always)]
 pub(super) unsafe fn dot<T: Vector, const PATH: usize, const RAW: usize, const READS: usize, const BITS: usize>(
     block: &Block,
     x: &Inputs,
-    inputs: std::ops::Range<usize>,
+    inputs: Range<usize>,
+    sections: Range<usize>,
     out: &mut Partial,
 ) {
     let (mut apart, mut held) = (MaybeUninit::uninit(), MaybeUninit::uninit());
     let kept = T::keep(block.tables);
-    for (section, first) in (0..block.groups).step_by(x.lanes).enumerate() {
-        let groups = first..block.groups.min(first + x.lanes);
+    for section in sections {
+        let groups = section * x.lanes..block.groups.min((section + 1) * x.lanes);
         for part in 0..VECTOR / T::BYTES {
             let by_row = PATH > 0 && BITS <= T::HELD_BITS;
             if by_row {
@@ -293,7 +295,7 @@ unsafe fn sources<S: Copy, const PATH: usize, const RAW: usize, const READS: usi
 #[inline(always)]
 unsafe fn take_apart<T: Vector, const PATH: usize, const RAW: usize, const READS: usize>(
     block: &Block,
-    groups: std::ops::Range<usize>,
+    groups: Range<usize>,
     part: usize,
     apart: &mut MaybeUninit<Apart<T::Split>>,
 ) {
@@ -303,10 +305,10 @@ unsafe fn take_apart<T: Vector, const PATH: usize, const RAW: usize, const READS
         let group = groups.start + n.min(groups.len() - 1);
         let unit = block.codes.add(group * (PATH + RAW) * VECTOR);
         let before = block.before(group, at);
+        if part == 0 {
+            prefetch::<T>(unit, PATH + RAW);
+        }
         for v in 0..PATH + RAW {
-            if part == 0 {
-                T::prefetch(unit.wrapping_add(v * VECTOR));
-            }
             let split = T::split(T::load(unit.add(v * VECTOR + at)));
             if v < PATH {
                 (*apart).path[v][n] = split;
@@ -381,7 +383,7 @@ pub(crate) type Levels = Aligned<[[u8; VECTOR]; 8]>;
 #[inline(always)]
 pub(super) unsafe fn look_up<T: Vector, const PATH: usize, const RAW: usize, const READS: usize, const BITS: usize>(
     block: &Block,
-    groups: std::ops::Range<usize>,
+    groups: Range<usize>,
     levels: &mut [Levels],
 ) {
     let kept = T::keep(block.tables);
@@ -402,7 +404,7 @@ pub(super) unsafe fn look_up<T: Vector, const PATH: usize, const RAW: usize, con
         for at in (0..VECTOR).step_by(T::BYTES) {
             let unit = block.codes.add(group * (PATH + RAW) * VECTOR + at);
             if at == 0 {
-                (0..PATH + RAW).for_each(|v| T::prefetch(unit.wrapping_add(v * VECTOR)));
+                prefetch::<T>(unit, PATH + RAW);
             }
             if PATH == 0 {
                 for (row, bytes) in rows.iter_mut().enumerate() {
@@ -503,7 +505,7 @@ unsafe fn strip<T: Vector, const PATH: usize, const RAW: usize, const READS: usi
     block: &Block,
     kept: &T::Kept,
     x: &Section,
-    groups: std::ops::Range<usize>,
+    groups: Range<usize>,
     part: usize,
     out: &mut Partial,
 ) {
@@ -514,9 +516,7 @@ unsafe fn strip<T: Vector, const PATH: usize, const RAW: usize, const READS: usi
     let mut before = block.before(groups.start, at);
     for group in 0..groups.len() {
         if part == 0 && R0 == 0 {
-            for v in 0..PATH + RAW {
-                T::prefetch(unit.wrapping_add(v * VECTOR));
-            }
+            prefetch::<T>(unit, PATH + RAW);
         }
         let x = x.activations::<T>(group, at);
         if PATH == 0 {

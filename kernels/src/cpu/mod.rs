@@ -133,7 +133,7 @@ pub(crate) const TOGETHER: usize = 16;
 /// The functions that multiply by the blocks of one run.
 #[derive(Clone, Copy)]
 pub(crate) struct Kernels {
-    dot: unsafe fn(&Block, &Inputs, Range<usize>, &mut Partial),
+    dot: unsafe fn(&Block, &Inputs, Range<usize>, Range<usize>, &mut Partial),
     look_up: unsafe fn(&Block, Range<usize>, &mut [Levels]),
     multiply: Multiply,
     /// Tables hold levels as they are, without 128 added.
@@ -144,13 +144,13 @@ pub(crate) struct Kernels {
 type Multiply = unsafe fn(levels: &mut [Levels; 16], groups: usize, section: usize, x: &Inputs, out: &mut [Partial]);
 
 impl Kernels {
-    /// Adds the product of a block by the inputs of one token.
+    /// Adds the product of some sections of a block by the inputs of one token.
     ///
     /// # Safety
     /// The block must belong to the run that the kernels were selected for: `groups` units at `codes` and as many vectors at `previous` and
-    /// `older`, as far as the code reads them; inputs must be as long as the groups.
-    pub unsafe fn dot(&self, block: &Block, x: &Inputs, inputs: Range<usize>, out: &mut Partial) {
-        (self.dot)(block, x, inputs, out)
+    /// `older`, as far as the code reads them; inputs must be as long as the groups, and have the sections.
+    pub unsafe fn dot(&self, block: &Block, x: &Inputs, inputs: Range<usize>, sections: Range<usize>, out: &mut Partial) {
+        (self.dot)(block, x, inputs, sections, out)
     }
 
     /// Adds the products of a block by all inputs, that of a token to `out[token]`, with the same results as [`Kernels::dot`]. Levels are looked up once,
@@ -188,10 +188,11 @@ macro_rules! kernels {
                 block: &Block,
                 x: &Inputs,
                 inputs: Range<usize>,
+                sections: Range<usize>,
                 out: &mut Partial,
             ) {
                 // SAFETY: the caller's contract is the kernel's, and the instruction set is enabled.
-                unsafe { kernel::dot::<$vector, PATH, RAW, READS, BITS>(block, x, inputs, out) }
+                unsafe { kernel::dot::<$vector, PATH, RAW, READS, BITS>(block, x, inputs, sections, out) }
             }
 
             $(#[target_feature(enable = $features)])?
@@ -371,12 +372,15 @@ mod tests {
             }
             x.finish();
             let x = x.inputs();
+            let middle = rng.random_range(0..=x.sections);
             let one_by_one = |kernels: &Kernels| {
                 let mut out: Vec<Partial> = vec![Aligned([[1.0; 16]; 8]); count];
                 let mut first = 0;
                 for inputs in x.tokens.chunk_by(|a, b| a == b) {
                     // SAFETY: `codes` has `groups` units of the code, `previous`, `older` and the inputs as many vectors.
-                    unsafe { kernels.dot(&block(kernels), &x, first..first + inputs.len(), &mut out[inputs[0]]) };
+                    unsafe { kernels.dot(&block(kernels), &x, first..first + inputs.len(), 0..middle, &mut out[inputs[0]]) };
+                    // SAFETY: as above.
+                    unsafe { kernels.dot(&block(kernels), &x, first..first + inputs.len(), middle..x.sections, &mut out[inputs[0]]) };
                     first += inputs.len();
                 }
                 out

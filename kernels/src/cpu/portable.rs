@@ -125,6 +125,8 @@ macro_rules! portable {
             }
             #[inline(always)]
             unsafe fn prefetch(_: *const u8) {}
+            #[inline(always)]
+            unsafe fn prefetch_second_level(_: *const u8) {}
         }
     };
 }

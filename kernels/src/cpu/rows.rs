@@ -1,6 +1,6 @@
 //! Dot products of int8 rows with quantized activations.
 use super::inputs::Inputs;
-use super::vector::Vector;
+use super::vector::{prefetch, Vector};
 use super::{Isa, IsaError};
 use crate::layout::VECTOR;
 use std::ops::Range;
@@ -38,7 +38,7 @@ unsafe fn dot_by<T: Vector, const N: usize>(q: &[u8], x: &Inputs, inputs: [usize
             }
             let q = if section < whole { q.as_ptr().add(section * VECTOR) } else { tail.as_ptr() };
             // From the rows to come.
-            T::prefetch(q);
+            prefetch::<T>(q, 1);
             for (part, sums) in sums.iter_mut().enumerate().take(VECTOR / T::BYTES) {
                 let at = part * T::BYTES;
                 let levels = T::bytes(T::from_signed(T::load(q.add(at))));

@@ -1,7 +1,7 @@
 //! Byte vectors of x86-64: AVX2, AVX2 with GFNI and VNNI, AVX-512 with VBMI, VNNI and GFNI.
 
 use super::tables::{Map, Tables};
-use super::vector::{Vector, FAR, NEAR};
+use super::vector::Vector;
 use std::arch::x86_64::*;
 
 /// 32 bytes; linear maps by nibble shuffles, products by `VPMADDUBSW`.
@@ -18,12 +18,6 @@ pub(super) struct Kept {
     previous: [__m512i; 6],
     /// Up to 128 levels.
     levels: [__m512i; 2],
-}
-
-#[inline(always)]
-unsafe fn prefetch(p: *const u8) {
-    _mm_prefetch::<_MM_HINT_T1>(p.wrapping_add(FAR).cast());
-    _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(NEAR).cast());
 }
 
 #[inline(always)]
@@ -122,7 +116,11 @@ macro_rules! avx2_common {
         unsafe fn keep(_: &Tables) {}
         #[inline(always)]
         unsafe fn prefetch(p: *const u8) {
-            prefetch(p)
+            _mm_prefetch::<_MM_HINT_T0>(p.cast())
+        }
+        #[inline(always)]
+        unsafe fn prefetch_second_level(p: *const u8) {
+            _mm_prefetch::<_MM_HINT_T1>(p.cast())
         }
     };
 }
@@ -421,6 +419,10 @@ impl Vector for Avx512 {
     }
     #[inline(always)]
     unsafe fn prefetch(p: *const u8) {
-        prefetch(p)
+        _mm_prefetch::<_MM_HINT_T0>(p.cast())
+    }
+    #[inline(always)]
+    unsafe fn prefetch_second_level(p: *const u8) {
+        _mm_prefetch::<_MM_HINT_T1>(p.cast())
     }
 }

@@ -2,17 +2,19 @@
 mod best;
 mod default;
 mod fast;
+mod light;
 
 use crate::code::{antisymmetric, CodeSet, LinearCode};
 use std::sync::Arc;
 
-/// How much work an encoder may spend: which codes a file is written with. Products cost the same but for the larger level tables and the third path byte of
-/// every row of `Best`.
+/// How much work an encoder, and afterwards a product, may cost: which codes a file is written with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Effort {
     /// A row reads 10 path bits: for quantizing while a model is loaded.
     Fast,
+    /// Those of `Default`, but 16 levels at 2 bits and 64 at 3, which kernels look up with fewer instructions: for CPUs that are slower than their memory.
+    Light,
     /// A row reads 12 path bits.
     #[default]
     Default,
@@ -22,11 +24,12 @@ pub enum Effort {
 
 impl Effort {
     /// All, cheapest first.
-    pub const ALL: [Effort; 3] = [Effort::Fast, Effort::Default, Effort::Best];
+    pub const ALL: [Effort; 4] = [Effort::Fast, Effort::Light, Effort::Default, Effort::Best];
 
     fn codes(self) -> &'static [Row; 6] {
         match self {
             Effort::Fast => &fast::CODES,
+            Effort::Light => &light::CODES,
             Effort::Default => &default::CODES,
             Effort::Best => &best::CODES,
         }
