@@ -347,7 +347,7 @@ unsafe fn row_dot<T: Vector, const PATH: usize, const RAW: usize, const READS: u
     part: usize,
     out: &mut Partial,
 ) {
-    if R % rows_at_once(BITS) != 0 {
+    if !R.is_multiple_of(rows_at_once(BITS)) {
         return;
     }
     let mut sums = [x.start::<T>(part * T::BYTES); 2];
@@ -431,7 +431,7 @@ unsafe fn row_look_up<T: Vector, const PATH: usize, const RAW: usize, const READ
     part: usize,
     levels: &mut [Levels],
 ) {
-    if R % rows_at_once(BITS) != 0 {
+    if !R.is_multiple_of(rows_at_once(BITS)) {
         return;
     }
     for (group, rows) in levels.iter_mut().enumerate() {

@@ -77,7 +77,7 @@ macro_rules! avx2_common {
         type Kept = ();
         const BYTES: usize = 32;
         const ROWS: usize = 4;
-        const TABLE_BITS: usize = 4;
+        const TABLE_BITS: usize = 5;
         const HELD_BITS: usize = $held;
 
         #[inline(always)]

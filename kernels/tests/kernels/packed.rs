@@ -80,6 +80,20 @@ fn results_do_not_depend_on_the_thread_count() {
 }
 
 #[test]
+fn a_token_has_the_same_product_alone_and_among_others() {
+    // Alone, wide matrices are multiplied some columns at a time: widths of 6, 5 and 1 bits take several turns, one and a part, and one here.
+    let mut rng = ChaCha8Rng::seed_from_u64(6);
+    let widths: Vec<u8> = (0..10_000).map(|j| [6, 6, 6, 5, 5, 1][j % 6]).collect();
+    let codes = random_codes(&mut rng);
+    let sample = sample_matrix(&mut rng, 272, &widths, codes);
+    let matrix = sample.matrix();
+    let x = vector(&mut rng, 2 * widths.len());
+    let alone: Vec<f32> = x.chunks_exact(widths.len()).flat_map(|x| product(&matrix, x, 1)).collect();
+    assert!(relative_error(&alone[..272], &sample, &x[..widths.len()]) < 1e-2);
+    assert_eq!(product(&matrix, &x, 2), alone);
+}
+
+#[test]
 fn one_huge_activation_does_not_drown_the_others() {
     let mut rng = ChaCha8Rng::seed_from_u64(4);
     let n = 4000;
