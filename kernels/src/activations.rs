@@ -89,39 +89,35 @@ impl Activations {
     /// precision this is that second pass.
     #[inline(always)]
     fn pass(&mut self, token: usize, factor: f32, precision: Option<Precision>, values: &mut [f32]) -> bool {
-        /// Adding it rounds to a whole number in the low bits, ties to even, for magnitudes below 2^22.
-        const ROUND: f32 = 12_582_912.0;
         self.tokens.push(token);
+        self.bytes.reserve(self.stride);
         let mut again = false;
         for (section, values) in values.as_chunks_mut::<SECTION>().0.iter_mut().enumerate() {
             let (largest, squares) = spread(values);
-            let mut q = [0i32; SECTION];
-            let mut scale = 0.0;
-            let mut left = false;
-            if !largest.is_finite() {
-                // The product is not a number, whatever the levels.
-                scale = f32::NAN;
-            } else if largest > SMALLEST {
-                let step = largest / TOP;
-                let inverse = 1.0 / step;
-                scale = step * factor;
-                for (q, v) in q.iter_mut().zip(&mut *values) {
-                    let rounded = *v * inverse + ROUND;
-                    *v -= step * (rounded - ROUND);
-                    *q = rounded.to_bits() as i32 - ROUND.to_bits() as i32;
-                }
-                let columns = (self.columns - section * SECTION).min(SECTION);
-                left = match precision {
+            let usable = largest > SMALLEST && largest.is_finite();
+            let step = largest / TOP;
+            let columns = (self.columns - section * SECTION).min(SECTION);
+            let left = usable
+                && match precision {
                     None => false,
                     Some(Precision::Byte) => largest * largest * columns as f32 > OUTLIER * OUTLIER * squares,
                     Some(Precision::TwoBytes) => true,
                 };
-            }
-            if !left {
-                values.fill(0.0);
+            // Where an activation is not finite, the product is not a number, whatever the levels.
+            self.scales.push(if usable {
+                step * factor
+            } else if largest.is_finite() {
+                0.0
+            } else {
+                f32::NAN
+            });
+            let q = if usable { rounded(values, 1.0 / step) } else { [0; SECTION] };
+            if left {
+                values.iter_mut().zip(&q).for_each(|(v, q)| *v -= step * f32::from(*q));
+            } else {
+                *values = [0.0; SECTION];
             }
             again |= left;
-            self.scales.push(scale);
             self.add_section(&q);
         }
         self.bytes.resize(self.tokens.len() * self.stride, 0);
@@ -129,22 +125,22 @@ impl Activations {
     }
 
     #[inline(always)]
-    fn add_section(&mut self, q: &[i32; SECTION]) {
+    fn add_section(&mut self, q: &[i8; SECTION]) {
         // 32-bit lanes of a lane have four columns in turn each.
         let parts = 16 / self.lanes;
         let mut starts = [0; 16];
         if parts == 1 {
-            starts[0] = -128 * q.iter().sum::<i32>();
+            starts[0] = -128 * q.iter().map(|q| i32::from(*q)).sum::<i32>();
         } else {
-            q.chunks_exact(4).enumerate().for_each(|(i, quad)| starts[i & (parts - 1)] -= 128 * quad.iter().sum::<i32>());
+            for (i, quad) in q.as_chunks::<4>().0.iter().enumerate() {
+                starts[i & (parts - 1)] -= 128 * quad.iter().map(|q| i32::from(*q)).sum::<i32>();
+            }
         }
-        let mut bytes = [0; SECTION];
-        bytes.iter_mut().zip(q).for_each(|(byte, q)| *byte = *q as i8);
         if self.lanes >= 8 {
-            self.bytes.extend_from_slice(&bytes);
+            self.bytes.extend_from_slice(q);
             self.starts.extend_from_slice(&starts[..parts]);
         } else {
-            for group in bytes.chunks_exact(VECTOR / self.lanes) {
+            for group in q.chunks_exact(VECTOR / self.lanes) {
                 (0..self.lanes).for_each(|_| self.bytes.extend_from_slice(group));
             }
             (0..self.lanes).for_each(|_| self.starts.extend_from_slice(&starts[..parts]));
@@ -152,17 +148,37 @@ impl Activations {
     }
 }
 
+/// `values * inverse`, rounded to whole numbers.
+#[inline(always)]
+fn rounded(values: &[f32; SECTION], inverse: f32) -> [i8; SECTION] {
+    /// Adding it rounds to a whole number in the low bits, ties to even, for magnitudes below 2^22.
+    const ROUND: f32 = 12_582_912.0;
+    let mut q = [0; SECTION];
+    q.iter_mut().zip(values).for_each(|(q, v)| *q = (v * inverse + ROUND).to_bits() as i8);
+    q
+}
+
 /// Largest magnitude (NaN counts as the largest of all) and sum of the squares.
 #[inline(always)]
 fn spread(values: &[f32; SECTION]) -> (f32, f32) {
-    // Magnitudes compare like their bits.
-    let largest = f32::from_bits(values.iter().map(|v| (v.to_bits() & i32::MAX as u32) as i32).max().unwrap_or(0) as u32);
-    let mut squares = [0.0f32; 16];
+    let (mut largest, mut squares) = ([0i32; 16], [0f32; 16]);
     for chunk in values.as_chunks::<16>().0 {
-        squares.iter_mut().zip(chunk).for_each(|(square, v)| *square += v * v);
+        for ((largest, square), v) in largest.iter_mut().zip(&mut squares).zip(chunk) {
+            // Magnitudes compare like their bits.
+            *largest = (*largest).max((v.to_bits() & i32::MAX as u32) as i32);
+            *square += v * v;
+        }
     }
-    for half in [8, 4, 2, 1] {
-        (0..half).for_each(|i| squares[i] += squares[i + half]);
-    }
-    (largest, squares[0])
+    let largest = largest.into_iter().fold(0, i32::max);
+    (f32::from_bits(largest as u32), {
+        let four: [f32; 4] = fold::<8, 4>(&fold::<16, 8>(&squares));
+        let [sum] = fold::<2, 1>(&fold::<4, 2>(&four));
+        sum
+    })
+}
+
+/// Both halves added up.
+#[inline(always)]
+fn fold<const FROM: usize, const TO: usize>(values: &[f32; FROM]) -> [f32; TO] {
+    std::array::from_fn(|i| values[i] + values[i + TO])
 }

@@ -4,6 +4,7 @@ use crate::code::CodeSet;
 use crate::cpu::{self, before_first, Aligned, Block, Isa, Kernels, Levels, Partial, Reads, Tables};
 use crate::layout::{Geometry, VECTOR};
 use crate::packed::Parts;
+use crate::parallel::share;
 use half::f16;
 use rayon::prelude::*;
 use std::cell::Cell;
@@ -145,13 +146,11 @@ impl Product<'_> {
     /// Splits the row blocks into tasks. What a task computes does not depend on where it ends.
     fn for_blocks(&self, tokens: usize, task: impl Fn(Range<usize>) + Sync) {
         let blocks = self.geometry.blocks();
-        let threads = rayon::current_num_threads();
         let work = self.parts.out_features * self.parts.widths.len() * tokens;
-        if threads == 1 || blocks == 1 || work < PARALLEL_WORK {
+        if work < PARALLEL_WORK {
             task(0..blocks);
         } else {
-            let tasks = blocks.min(4 * threads);
-            (0..tasks).into_par_iter().with_max_len(1).for_each(|t| task(blocks * t / tasks..blocks * (t + 1) / tasks));
+            share(blocks, task);
         }
     }
 

@@ -2,6 +2,7 @@
 use crate::activations::{Activations, Precision};
 use crate::cpu::{isa, row_dot, RowDot};
 use crate::packed::{check_finite, check_length, check_range, Bytes, PackError};
+use crate::parallel::share;
 use crate::product::{Output, PARALLEL_WORK};
 use half::f16;
 use rayon::prelude::*;
@@ -117,8 +118,8 @@ impl Rows8 {
         let inputs = activations.inputs();
         let piece = if self.rows * self.columns < PARALLEL_WORK { self.rows } else { PIECE };
         let output = Output::new(y, self.rows);
-        (0..self.rows.div_ceil(piece)).into_par_iter().for_each(|n| {
-            for r in n * piece..self.rows.min((n + 1) * piece) {
+        share(self.rows.div_ceil(piece), |pieces| {
+            for r in pieces.start * piece..self.rows.min(pieces.end * piece) {
                 let q = self.quantized(r);
                 let mut first = 0;
                 for same in inputs.tokens.chunk_by(|a, b| a == b) {

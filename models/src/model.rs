@@ -9,6 +9,7 @@ use crate::rope::Rope;
 use crate::weights::{WeightError, Weights};
 use candle_core::{bail, DType, Device, Result, Tensor};
 use candle_nn::ops::rms_norm;
+use ws_kernels::parallel::attentive;
 
 /// Which linear layers read an input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -159,12 +160,6 @@ impl Block {
     }
 }
 
-/// Runs on a thread of the current rayon pool. From another thread every parallel step would wait for a sleeping thread to take it over: measured on
-/// Zen 5, SmolLM2-135M at 3 bits, one thread: a third of the time of a token.
-fn in_pool<T: Send>(work: impl FnOnce() -> T + Send) -> T {
-    rayon::scope(|_| work())
-}
-
 /// A whole model.
 pub struct Model {
     /// Its architecture.
@@ -206,7 +201,7 @@ impl Model {
     /// If the cache has no room or was made for another model or batch, an id is outside the vocabulary, or there is no token.
     /// The cache then holds what it held before.
     pub fn forward(&self, ids: &Tensor, cache: &mut KvCache) -> Result<Tensor> {
-        in_pool(|| {
+        attentive(|| {
             let x = self.run(ids, Some(cache))?;
             let last = x.narrow(1, x.dim(1)? - 1, 1)?.squeeze(1)?;
             self.logits(&rms_norm(&last.contiguous()?, &self.norm, self.config.norm_eps as f32)?)
@@ -227,7 +222,7 @@ impl Model {
     /// # Errors
     /// If an id is outside the vocabulary, or there is no token.
     pub fn hidden(&self, ids: &Tensor) -> Result<Tensor> {
-        in_pool(|| rms_norm(&self.run(ids, None)?, &self.norm, self.config.norm_eps as f32))
+        attentive(|| rms_norm(&self.run(ids, None)?, &self.norm, self.config.norm_eps as f32))
     }
 
     /// The head alone: f32 `[.., hidden]` of [`Self::hidden`] -> logits f32 `[.., vocab]`.
@@ -246,7 +241,7 @@ impl Model {
         let (config, device) = (&self.config, &Device::Cpu);
         let input = |features: usize| Tensor::ones((1, 1, features), DType::F32, device);
         let (hidden, mixed, inner) = (input(config.hidden)?, input(config.heads * config.head_dim)?, input(config.intermediate)?);
-        in_pool(|| {
+        attentive(|| {
             for block in &self.blocks {
                 let (q, (k, v)) = block.qkv(&hidden);
                 let (gate, up) = block.gate_up(&hidden);
