@@ -32,8 +32,8 @@ pub(crate) const PARALLEL_WORK: usize = 1 << 18;
 /// What products need besides the parts: tables, scales as f32, and the kernels of this machine.
 pub(crate) struct Prepared {
     runs: Vec<Run>,
-    /// One a padded row, 0 beyond the matrix.
-    row_scale: Vec<f32>,
+    /// `[row block][lane][row]`, 0 beyond the matrix.
+    row_scale: Vec<[f32; 8]>,
     /// In-features of width 16.
     exact: Vec<u32>,
     isa: Isa,
@@ -78,8 +78,9 @@ impl Prepared {
             }
         };
         let runs = geometry.runs.iter().map(run).collect();
-        let mut row_scale: Vec<f32> = parts.row_scale.iter().map(|s| s.to_f32()).collect();
-        row_scale.resize(geometry.padded_rows(), 0.0);
+        let scale = |row: usize| parts.row_scale.get(row).map_or(0.0, |scale| scale.to_f32());
+        let rows = |block: usize, lane: usize| std::array::from_fn(|row| scale(lane * geometry.segment + 8 * block + row));
+        let row_scale = (0..geometry.blocks()).flat_map(|block| (0..geometry.lanes).map(move |lane| rows(block, lane))).collect();
         let exact = (0u32..).zip(&parts.widths).filter(|(_, w)| **w == 16).map(|(j, _)| j).collect();
         Prepared { runs, row_scale, exact, isa }
     }
@@ -288,15 +289,16 @@ impl Product<'_> {
         if lanes < 16 {
             partials.iter_mut().flat_map(|rows| rows.iter_mut()).for_each(|row| add_up(row, lanes));
         }
-        let lane_rows: [Range<usize>; 16] = std::array::from_fn(|lane| self.lane_rows(&(block..block + 1), lane));
+        let scales = &self.prepared.row_scale[block * lanes..][..lanes];
         for (t, partial) in partials.iter().enumerate() {
-            for (lane, rows) in lane_rows.iter().enumerate().take(lanes) {
-                let scales = &self.prepared.row_scale[rows.clone()];
+            for (lane, scales) in scales.iter().enumerate() {
                 // SAFETY: rows within the matrix; row blocks belong to one task each.
-                let y = unsafe { output.rows(first + t, rows.clone()) };
-                // Nearly always all eight rows.
-                if let (([y], []), ([scales], [])) = (y.as_chunks_mut::<8>(), scales.as_chunks::<8>()) {
-                    *y = std::array::from_fn(|row| scales[row] * partial[row][lane]);
+                let y = unsafe { output.rows(first + t, self.lane_rows(&(block..block + 1), lane)) };
+                // Nearly always all eight rows: unrolled.
+                if let Ok(y) = <&mut [f32; 8]>::try_from(&mut *y) {
+                    for row in 0..8 {
+                        y[row] = scales[row] * partial[row][lane];
+                    }
                 } else {
                     y.iter_mut().zip(scales).zip(partial.iter()).for_each(|((y, scale), row)| *y = scale * row[lane]);
                 }
