@@ -3,7 +3,7 @@ use crate::cpu::{Inputs, TOGETHER};
 use crate::layout::VECTOR;
 
 /// Columns that share a scale.
-const SECTION: usize = VECTOR;
+pub(crate) const SECTION: usize = VECTOR;
 
 /// Largest magnitude of a quantized activation.
 const TOP: f32 = 127.0;
@@ -39,7 +39,8 @@ pub(crate) struct Activations {
     lanes: usize,
     /// Bytes of an input, an odd number of vectors: neighbours then lie in different sets of the first-level cache.
     stride: usize,
-    values: Vec<f32>,
+    /// Sections of a token that need a second byte, and what the first one leaves.
+    rest: Vec<(usize, [f32; SECTION])>,
 }
 
 impl Activations {
@@ -53,17 +54,35 @@ impl Activations {
         (self.columns, self.lanes, self.stride) = (columns, lanes, (vectors | 1) * VECTOR);
     }
 
-    /// Adds the activations of a token, column scales applied. `factor` is the value of a level.
+    /// Adds the activations of a token, column scales applied: `section` gives 64 of them, zeros beyond the last column. `factor` is the value of a level.
     #[inline(always)]
-    pub fn push(&mut self, token: usize, factor: f32, precision: Precision, fill: impl FnOnce(&mut Vec<f32>)) {
-        let mut values = std::mem::take(&mut self.values);
-        values.clear();
-        fill(&mut values);
-        values.resize(self.columns.next_multiple_of(SECTION), 0.0);
-        if self.pass(token, factor, Some(precision), &mut values) {
-            self.pass(token, factor, None, &mut values);
+    pub fn push(&mut self, token: usize, factor: f32, precision: Precision, section: impl Fn(usize) -> [f32; SECTION]) {
+        let sections = self.columns.div_ceil(SECTION);
+        let mut rest = std::mem::take(&mut self.rest);
+        rest.clear();
+        for n in 0..sections {
+            let values = section(n);
+            let (largest, squares) = spread(&values);
+            let columns = (self.columns - n * SECTION).min(SECTION);
+            let (step, q) = self.add_section(&values, largest, factor);
+            let left = match precision {
+                Precision::Byte => largest * largest * columns as f32 > OUTLIER * OUTLIER * squares,
+                Precision::TwoBytes => true,
+            };
+            if left && step > 0.0 {
+                rest.push((n, std::array::from_fn(|i| values[i] - step * f32::from(q[i]))));
+            }
         }
-        self.values = values;
+        self.end_input(token);
+        if !rest.is_empty() {
+            let mut next = rest.iter().peekable();
+            for n in 0..sections {
+                let values = next.next_if(|(section, _)| *section == n).map_or(&[0.0; SECTION], |(_, values)| values);
+                self.add_section(values, spread(values).0, factor);
+            }
+            self.end_input(token);
+        }
+        self.rest = rest;
     }
 
     /// No more tokens.
@@ -85,47 +104,18 @@ impl Activations {
         }
     }
 
-    /// Adds an input: `values` in one byte each. What is left in them is for a second pass over the sections that need it; true if there are any. Without a
-    /// precision this is that second pass.
-    #[inline(always)]
-    fn pass(&mut self, token: usize, factor: f32, precision: Option<Precision>, values: &mut [f32]) -> bool {
+    fn end_input(&mut self, token: usize) {
         self.tokens.push(token);
-        self.bytes.reserve(self.stride);
-        let mut again = false;
-        for (section, values) in values.as_chunks_mut::<SECTION>().0.iter_mut().enumerate() {
-            let (largest, squares) = spread(values);
-            let usable = largest > SMALLEST && largest.is_finite();
-            let step = largest / TOP;
-            let columns = (self.columns - section * SECTION).min(SECTION);
-            let left = usable
-                && match precision {
-                    None => false,
-                    Some(Precision::Byte) => largest * largest * columns as f32 > OUTLIER * OUTLIER * squares,
-                    Some(Precision::TwoBytes) => true,
-                };
-            // Where an activation is not finite, the product is not a number, whatever the levels.
-            self.scales.push(if usable {
-                step * factor
-            } else if largest.is_finite() {
-                0.0
-            } else {
-                f32::NAN
-            });
-            let q = if usable { rounded(values, 1.0 / step) } else { [0; SECTION] };
-            if left {
-                values.iter_mut().zip(&q).for_each(|(v, q)| *v -= step * f32::from(*q));
-            } else {
-                *values = [0.0; SECTION];
-            }
-            again |= left;
-            self.add_section(&q);
-        }
         self.bytes.resize(self.tokens.len() * self.stride, 0);
-        again
     }
 
+    /// Adds a section of the next input; its step, 0 where there is none, and its bytes.
     #[inline(always)]
-    fn add_section(&mut self, q: &[i8; SECTION]) {
+    fn add_section(&mut self, values: &[f32; SECTION], largest: f32, factor: f32) -> (f32, [i8; SECTION]) {
+        let step = if largest > SMALLEST && largest.is_finite() { largest / TOP } else { 0.0 };
+        let q = if step > 0.0 { rounded(values, 1.0 / step) } else { [0; SECTION] };
+        // Where an activation is not finite, the product is not a number, whatever the levels.
+        self.scales.push(if largest.is_finite() { step * factor } else { f32::NAN });
         // 32-bit lanes of a lane have four columns in turn each.
         let parts = 16 / self.lanes;
         let mut starts = [0; 16];
@@ -137,7 +127,7 @@ impl Activations {
             }
         }
         if self.lanes >= 8 {
-            self.bytes.extend_from_slice(q);
+            self.bytes.extend_from_slice(&q);
             self.starts.extend_from_slice(&starts[..parts]);
         } else {
             for group in q.chunks_exact(VECTOR / self.lanes) {
@@ -145,7 +135,16 @@ impl Activations {
             }
             (0..self.lanes).for_each(|_| self.starts.extend_from_slice(&starts[..parts]));
         }
+        (step, q)
     }
+}
+
+/// A section of values that stand in order.
+pub(crate) fn section_of(x: &[f32], section: usize) -> [f32; SECTION] {
+    let x = &x[section * SECTION..x.len().min((section + 1) * SECTION)];
+    let mut values = [0.0; SECTION];
+    values[..x.len()].copy_from_slice(x);
+    values
 }
 
 /// `values * inverse`, rounded to whole numbers.

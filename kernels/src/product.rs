@@ -1,5 +1,5 @@
 //! Products of a packed matrix: its prepared form, and the integer kernels over row blocks and tokens.
-use crate::activations::{Activations, Precision};
+use crate::activations::{Activations, Precision, SECTION};
 use crate::code::CodeSet;
 use crate::cpu::{self, before_first, Aligned, Block, Isa, Kernels, Levels, Partial, Reads, Tables};
 use crate::layout::{Geometry, VECTOR};
@@ -48,10 +48,33 @@ struct Run {
     last_path: usize,
     /// Path vectors one and two path bytes before the first row block, as far as the code reads them.
     before_first: Vec<Vec<u8>>,
+    /// In-feature of each column. They and the scales come from main memory for each token, so they are small.
+    columns: Vec<u16>,
     /// One a column.
-    col_scale: Vec<f32>,
+    col_scale: Vec<f16>,
     /// Value of a level before row and column scales.
     level: f32,
+}
+
+impl Run {
+    /// 64 activations of a token as the run's columns take them, zeros beyond the last one; `x` has all in-features.
+    #[inline(always)]
+    fn section(&self, x: &[f32], section: usize) -> [f32; SECTION] {
+        let columns = self.columns.len().min((section + 1) * SECTION);
+        let (columns, scales) = (&self.columns[section * SECTION..columns], &self.col_scale[section * SECTION..columns]);
+        // SAFETY: the columns of a run are in-features. Checked, this would be no gather.
+        let value = |j: u16, scale: f16| unsafe { *x.get_unchecked(usize::from(j)) } * widen(scale);
+        let mut values = [0.0; SECTION];
+        // A loop of known length is unrolled.
+        if let (Some(columns), Some(scales)) = (columns.first_chunk::<SECTION>(), scales.first_chunk::<SECTION>()) {
+            for i in 0..SECTION {
+                values[i] = value(columns[i], scales[i]);
+            }
+        } else {
+            values.iter_mut().zip(columns.iter().zip(scales)).for_each(|(v, (j, scale))| *v = value(*j, *scale));
+        }
+        values
+    }
 }
 
 impl Prepared {
@@ -73,7 +96,8 @@ impl Prepared {
                 unit: width * VECTOR,
                 last_path: (path_bits - 1) * VECTOR,
                 before_first: (1..=history).map(before).collect(),
-                col_scale: scales.by_ref().take(run.columns.len()).map(|s| s.to_f32()).collect(),
+                columns: run.columns.iter().map(|j| *j as u16).collect(),
+                col_scale: scales.by_ref().take(run.columns.len()).copied().collect(),
                 level: parts.scale * code.map_or(1.0, |c| c.unit),
             }
         };
@@ -208,16 +232,11 @@ impl Product<'_> {
 
     #[inline(always)]
     fn quantize_here(&self, x: &[f32], activations: &mut Vec<Activations>) {
-        let runs = self.geometry.runs.iter().zip(&self.prepared.runs);
-        activations.resize_with(activations.len().max(runs.len()), Activations::default);
-        for ((at, run), activations) in runs.zip(activations) {
+        activations.resize_with(activations.len().max(self.prepared.runs.len()), Activations::default);
+        for (run, activations) in self.prepared.runs.iter().zip(activations) {
             activations.start(run.col_scale.len(), self.geometry.lanes);
             for (token, x) in x.chunks_exact(self.parts.widths.len()).enumerate() {
-                activations.push(token, run.level, Precision::Byte, |values| {
-                    // SAFETY: the columns of a run are in-features, and `x` has them all. Checked, this would be no gather.
-                    let value = |&j: &u32| unsafe { *x.get_unchecked(j as usize) };
-                    values.extend(at.columns.iter().zip(&run.col_scale).map(|(j, scale)| value(j) * scale));
-                });
+                activations.push(token, run.level, Precision::Byte, |section| run.section(x, section));
             }
             activations.finish();
         }

@@ -1,5 +1,5 @@
 //! 8-bit rows: embedding tables and heads. Row `r` is `scale * scales[r] * q[r][..]`, q int8 in -127..=127.
-use crate::activations::{Activations, Precision};
+use crate::activations::{section_of, Activations, Precision};
 use crate::cpu::{isa, row_dot, RowDot};
 use crate::packed::{check_finite, check_length, check_range, Bytes, PackError};
 use crate::parallel::share;
@@ -112,7 +112,7 @@ impl Rows8 {
         // A row is one lane of 64 columns a vector.
         activations.start(self.columns, 1);
         for (token, x) in x.chunks_exact(self.columns).enumerate() {
-            activations.push(token, 1.0, Precision::TwoBytes, |values| values.extend_from_slice(x));
+            activations.push(token, 1.0, Precision::TwoBytes, |section| section_of(x, section));
         }
         activations.finish();
         let inputs = activations.inputs();

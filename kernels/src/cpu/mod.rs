@@ -309,7 +309,7 @@ pub(crate) fn select(isa: Isa, code: Option<&LinearCode>, lanes: usize) -> Kerne
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::activations::{Activations, Precision};
+    use crate::activations::{section_of, Activations, Precision};
     use crate::code::antisymmetric;
     use rand::{Rng, SeedableRng};
     use rand_chacha::ChaCha8Rng;
@@ -362,13 +362,13 @@ mod tests {
                 // Some tokens have outliers and so a second input, some are zero in many sections.
                 let outlier = rng.random_range(0..2 * columns);
                 let zero = if rng.random() { 0..columns } else { 0..rng.random_range(0..=columns) };
-                x.push(token, 0.25, Precision::Byte, |values| {
-                    values.extend((0..columns).map(|j| match j {
-                        _ if j == outlier => 100.0,
-                        _ if zero.contains(&j) => 0.0,
-                        _ => rng.random_range(-1.0..1.0),
-                    }));
-                });
+                let value = |j| match j {
+                    _ if j == outlier => 100.0,
+                    _ if zero.contains(&j) => 0.0,
+                    _ => rng.random_range(-1.0..1.0),
+                };
+                let values: Vec<f32> = (0..columns).map(value).collect();
+                x.push(token, 0.25, Precision::Byte, |section| section_of(&values, section));
             }
             x.finish();
             let x = x.inputs();
