@@ -51,7 +51,11 @@ struct Candidate {
 impl Shape {
     fn code(&self, candidate: &Candidate) -> LinearCode {
         let most = candidate.levels.iter().fold(0f64, |m, l| m.max(l.abs()));
-        let unit = most / 127.0;
+        // Kernels multiply by 16 levels faster where those are small; the unit is then the one that rounds least.
+        let error = |unit: f64| candidate.levels.iter().map(|l| (l - unit * (l / unit).round()).powi(2)).sum::<f64>();
+        let units = |top: f64, steps: u32| (0..steps).map(move |i| most / (top - 0.1 * f64::from(i)));
+        let units = if candidate.levels.len() > 16 { units(127.0, 1) } else { units(31.0, 60) };
+        let unit = units.min_by(|a, b| error(*a).total_cmp(&error(*b))).expect("one unit");
         let levels = candidate.levels.iter().map(|l| (l / unit).round() as i8).collect();
         LinearCode::convolutional(1, self.raw, 3, self.window, &candidate.taps, levels, unit as f32)
     }

@@ -83,6 +83,12 @@ impl Section {
         T::start(self.spread::<T>(self.start, at))
     }
 
+    /// The same for small levels.
+    #[inline(always)]
+    pub unsafe fn start_small<T: Vector>(&self, at: usize) -> T::Sums {
+        T::start_small(self.spread::<T>(self.start, at))
+    }
+
     #[inline(always)]
     unsafe fn spread<T: Vector>(&self, p: *const u8, at: usize) -> T::V {
         match self.step {

@@ -226,7 +226,7 @@ pub(super) unsafe fn dot<T: Vector, const PATH: usize, const RAW: usize, const R
                 }
                 if by_row {
                     let apart = apart.as_ptr();
-                    hold::<T>(&x, groups.len(), part, &mut held);
+                    hold::<T, BITS>(&x, groups.len(), part, &mut held);
                     each_of_eight!(
                         R,
                         row_dot::<T, PATH, RAW, READS, BITS, R>(
@@ -327,12 +327,24 @@ unsafe fn take_apart<T: Vector, const PATH: usize, const RAW: usize, const READS
 
 /// Bytes `part` of the activations of a section, and one more group of no consequence.
 #[inline(always)]
-unsafe fn hold<T: Vector>(x: &Section, groups: usize, part: usize, held: &mut MaybeUninit<[T::Activations; TILE + 1]>) {
+unsafe fn hold<T: Vector, const BITS: usize>(x: &Section, groups: usize, part: usize, held: &mut MaybeUninit<[T::Activations; TILE + 1]>) {
     let held = held.as_mut_ptr().cast::<T::Activations>();
-    for group in 0..groups {
-        held.add(group).write(T::activations(x.activations::<T>(group, part * T::BYTES)));
+    for group in 0..=groups {
+        let x = if group < groups { x.activations::<T>(group, part * T::BYTES) } else { T::load([0; VECTOR].as_ptr()) };
+        held.add(group).write(if BITS <= PAIRED { T::activations_small(x) } else { T::activations(x) });
     }
-    held.add(groups).write(T::activations(T::load([0; VECTOR].as_ptr())));
+}
+
+/// Levels of rows `half * 4 + j` and the next one of a group.
+#[inline(always)]
+unsafe fn levels_of_two<T: Vector, const PATH: usize, const RAW: usize, const READS: usize>(
+    apart: *const Apart<T::Split>,
+    group: usize,
+    (kept, tables): (&T::Kept, &Tables),
+    (half, j): (usize, usize),
+) -> [T::Level; 2] {
+    let sources = sources::<T::Split, PATH, RAW, READS>(apart, group, half);
+    T::levels_of_pair(kept, tables, index_of::<T, PATH, RAW, READS>(&sources, kept, tables, half, j))
 }
 
 /// Adds the products of row `R`, and of the next one where two are looked up at once, with `groups` column groups; two groups at a time, so there may be one more in
@@ -350,20 +362,31 @@ unsafe fn row_dot<T: Vector, const PATH: usize, const RAW: usize, const READS: u
     if !R.is_multiple_of(rows_at_once(BITS)) {
         return;
     }
-    let mut sums = [x.start::<T>(part * T::BYTES); 2];
+    if BITS <= PAIRED {
+        let mut sums = [x.start_small::<T>(part * T::BYTES); 2];
+        for pair in 0..groups.div_ceil(2) {
+            let first = levels_of_two::<T, PATH, RAW, READS>(apart, 2 * pair, tables, (R / 4, R % 4));
+            let second = levels_of_two::<T, PATH, RAW, READS>(apart, 2 * pair + 1, tables, (R / 4, R % 4));
+            let x = [held.read(), held.add(1).read()];
+            sums[0] = T::dot_small(sums[0], [first[0], second[0]], x);
+            sums[1] = T::dot_small(sums[1], [first[1], second[1]], x);
+            held = held.add(2);
+        }
+        add_to::<T>(&mut out[R], part, sums[0], x.scale);
+        add_to::<T>(&mut out[R + 1], part, sums[1], x.scale);
+        return;
+    }
+    let mut sums = x.start::<T>(part * T::BYTES);
     for pair in 0..groups.div_ceil(2) {
         for group in [2 * pair, 2 * pair + 1] {
             let sources = sources::<T::Split, PATH, RAW, READS>(apart, group, R / 4);
-            levels_of::<T, PATH, RAW, READS, BITS>(&sources, tables, R / 4, R % 4, &mut |j, levels| {
-                sums[j - R % 4] = T::dot(sums[j - R % 4], levels, *held);
+            levels_of::<T, PATH, RAW, READS, BITS>(&sources, tables, R / 4, R % 4, &mut |_, levels| {
+                sums = T::dot(sums, levels, *held);
             });
             held = held.add(1);
         }
     }
-    add_to::<T>(&mut out[R], part, sums[0], x.scale);
-    if rows_at_once(BITS) == 2 {
-        add_to::<T>(&mut out[R + 1], part, sums[1], x.scale);
-    }
+    add_to::<T>(&mut out[R], part, sums, x.scale);
 }
 
 /// Adds scaled sums to bytes `part` of a row.
@@ -437,7 +460,12 @@ unsafe fn row_look_up<T: Vector, const PATH: usize, const RAW: usize, const READ
     for (group, rows) in levels.iter_mut().enumerate() {
         let sources = sources::<T::Split, PATH, RAW, READS>(apart, group, R / 4);
         levels_of::<T, PATH, RAW, READS, BITS>(&sources, tables, R / 4, R % 4, &mut |j, w| {
-            T::store_levels(rows[R / 4 * 4 + j].as_mut_ptr().add(part * T::BYTES), w)
+            let p = rows[R / 4 * 4 + j].as_mut_ptr().add(part * T::BYTES);
+            if BITS <= PAIRED {
+                T::store_small(p, w)
+            } else {
+                T::store_levels(p, w)
+            }
         });
     }
 }

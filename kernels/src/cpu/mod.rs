@@ -310,12 +310,21 @@ pub(crate) fn select(isa: Isa, code: Option<&LinearCode>, lanes: usize) -> Kerne
 mod tests {
     use super::*;
     use crate::activations::{section_of, Activations, Precision};
-    use crate::code::antisymmetric;
+    use crate::code::{antisymmetric, CodeSet};
+    use crate::tables::Effort;
     use rand::{Rng, SeedableRng};
     use rand_chacha::ChaCha8Rng;
 
     kernels!(portable32_kernels, portable::Portable<32>);
     kernels!(portable64_kernels, portable::Portable<64>);
+
+    #[test]
+    fn committed_codes_of_16_levels_are_looked_up_two_rows_at_once() {
+        let sets = Effort::ALL.map(CodeSet::trellis);
+        let codes = sets.iter().flat_map(|set| (1..=6).filter_map(|bits| set.get(bits)));
+        let small: Vec<_> = codes.filter(|code| code.levels[0].len() <= 16).collect();
+        assert!(small.len() >= 3 && small.iter().all(|code| look_up_bits(code) <= kernel::PAIRED));
+    }
 
     fn random_code(rng: &mut ChaCha8Rng, path_bits: u8, raw_bits: u8, index_bits: u8, reads: Reads) -> LinearCode {
         let own_tables = rng.random_bool(0.3);
@@ -329,7 +338,8 @@ mod tests {
                 d[i].iter_mut().for_each(|mask| *mask &= if i < 3 { 0x0F } else { 0 });
             }
         }
-        let mut half = || (0..1 << (raw_bits + index_bits - 1)).map(|_| rng.random_range(-127..=127)).collect::<Vec<i8>>();
+        let most = if rng.random() { 127 } else { tables::SMALL };
+        let mut half = || (0..1 << (raw_bits + index_bits - 1)).map(|_| rng.random_range(-most..=most)).collect::<Vec<i8>>();
         let tables = if own_tables { positions } else { 1 };
         let levels = (0..tables).map(|_| antisymmetric(&half())).collect();
         LinearCode { path_bits, raw_bits, index_bits, a, c, d, levels, unit: 1.0 }

@@ -70,19 +70,28 @@ impl Folded {
     }
 }
 
-/// Index bits of the look-up in a valid code's levels; kernels for many raw bits, or for a table for each row position, exist for full tables only.
+/// Largest magnitude of the levels of codes that are looked up two rows at once: `VPMADDUBSW` gives sums of two products, and two of those of such levels
+/// with [`SMALL_OFFSET`] added still fit into 16 bits, `4 * 63 * 127 < 2^15`.
+pub(crate) const SMALL: i8 = 31;
+pub(super) const SMALL_OFFSET: i8 = 32;
+
+/// Index bits of the look-up in a valid code's levels; kernels for many raw bits, or for a table for each row position, exist for full tables only, those for
+/// two rows at once for small levels.
 pub(crate) fn look_up_bits(code: &LinearCode) -> usize {
+    let bits = usize::from(code.index_bits + code.raw_bits);
     if code.path_bits == 1 && code.raw_bits >= 4 || code.levels.len() > 1 {
         8
+    } else if bits <= PAIRED && code.levels[0].iter().any(|level| level.abs() > SMALL) {
+        PAIRED + 1
     } else {
-        usize::from(code.index_bits + code.raw_bits)
+        bits
     }
 }
 
 /// Everything that a kernel needs of one code.
 #[repr(C, align(64))]
 pub(crate) struct Tables {
-    /// `level`, or `level + 128`, of each row position, in the order of [`Folded`] indices; those of up to 4 bits repeated.
+    /// Levels of each row position, or those with 128 or [`SMALL_OFFSET`] added, in the order of [`Folded`] indices; those of up to 4 bits repeated.
     pub levels: [[u8; 256]; 8],
     /// Current path byte to index, by row position.
     pub current: [Map; 8],
@@ -115,11 +124,15 @@ impl Tables {
         let index_bits = usize::from(code.index_bits);
         let raw_bits = usize::from(code.raw_bits);
         let folded = Folded { bits: index_bits + raw_bits, look_up_bits: look_up_bits(code) };
+        let offset = match (signed, folded.look_up_bits) {
+            (false, _) => 128,
+            (true, ..=PAIRED) => i16::from(SMALL_OFFSET),
+            (true, _) => 0,
+        };
         for position in 0..code.positions() {
             let levels = &code.levels[if code.levels.len() == 1 { 0 } else { position }];
             for (index, level) in (0..=u8::MAX).zip(levels) {
-                tables.levels[position][usize::from(folded.index(index))] =
-                    if signed { *level as u8 } else { (i16::from(*level) + 128) as u8 };
+                tables.levels[position][usize::from(folded.index(index))] = (i16::from(*level) + offset) as u8;
             }
             tables.current[position] = folded.map(&bit_images(&code.a[position]));
             tables.previous[position] = folded.map(&bit_images(&code.c[position]));

@@ -1,6 +1,6 @@
 //! Byte vectors of x86-64: AVX2, AVX2 with GFNI and VNNI, AVX-512 with VBMI, VNNI and GFNI.
 
-use super::tables::{Map, Tables};
+use super::tables::{Map, Tables, SMALL_OFFSET};
 use super::vector::Vector;
 use std::arch::x86_64::*;
 
@@ -181,6 +181,24 @@ impl Vector for Avx2 {
     unsafe fn levels_of_pair(_: &(), tables: &Tables, indices: __m256i) -> [Self::Level; 2] {
         let [first, second] = pair(tables, indices);
         [[first, _mm256_setzero_si256()], [second, _mm256_setzero_si256()]]
+    }
+    #[inline(always)]
+    unsafe fn activations_small(v: __m256i) -> Self::Activations {
+        [v, v]
+    }
+    #[inline(always)]
+    unsafe fn start_small(v: __m256i) -> __m256i {
+        // 128 times the activations, for levels with 32 added.
+        _mm256_srai_epi32::<2>(v)
+    }
+    #[inline(always)]
+    unsafe fn dot_small(sums: __m256i, levels: [Self::Level; 2], x: [Self::Activations; 2]) -> __m256i {
+        let pairs = _mm256_add_epi16(_mm256_maddubs_epi16(levels[0][0], x[0][0]), _mm256_maddubs_epi16(levels[1][0], x[1][0]));
+        _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+    }
+    #[inline(always)]
+    unsafe fn store_small(p: *mut u8, levels: Self::Level) {
+        Self::store(p, _mm256_sub_epi8(levels[0], _mm256_set1_epi8(SMALL_OFFSET)))
     }
     #[inline(always)]
     unsafe fn merge(_: Self::Split, _: Self::Split, _: bool) -> Self::Split {

@@ -5,10 +5,10 @@ pub(super) const CODES: [Row; 6] = [
     Row {
         raw_bits: 0,
         window: 12,
-        taps: &[3385, 1930, 2456, 2039],
-        levels: &[22, 20, 21, 31, 62, 65, 70, 127],
-        unit: 0.014081488,
-        error: 2.6647e-1,
+        taps: &[3179, 1454, 166, 612],
+        levels: &[1, 5, 5, 7, 12, 15, 15, 27],
+        unit: 0.06624005,
+        error: 2.6631e-1,
     },
     Row {
         raw_bits: 1,

@@ -5,10 +5,10 @@ pub(super) const CODES: [Row; 6] = [
     Row {
         raw_bits: 0,
         window: 10,
-        taps: &[989, 478, 433, 180],
-        levels: &[19, 30, 21, 34, 49, 72, 75, 127],
-        unit: 0.0139643485,
-        error: 2.7111e-1,
+        taps: &[727, 450, 280, 318],
+        levels: &[3, 6, 6, 9, 13, 17, 19, 31],
+        unit: 0.056914322,
+        error: 2.7044e-1,
     },
     Row {
         raw_bits: 1,

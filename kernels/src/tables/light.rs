@@ -3,14 +3,7 @@ use super::{default, Row};
 
 pub(super) const CODES: [Row; 6] = [
     default::CODES[0],
-    Row {
-        raw_bits: 1,
-        window: 12,
-        taps: &[3167, 1446, 644],
-        levels: &[4, 15, 26, 37, 48, 66, 84, 127],
-        unit: 0.016827866,
-        error: 7.1289e-2,
-    },
+    Row { raw_bits: 1, window: 12, taps: &[3579, 590, 1868], levels: &[1, 4, 5, 8, 10, 14, 18, 27], unit: 0.07942183, error: 7.1379e-2 },
     Row {
         raw_bits: 2,
         window: 12,
