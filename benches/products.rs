@@ -11,28 +11,29 @@ use std::time::{Duration, Instant};
 use ws_kernels::code::CodeSet;
 use ws_kernels::layout::Geometry;
 use ws_kernels::packed::{PackedMatrix, Parts};
+use ws_kernels::pages::LargePages;
 use ws_kernels::rows8::Rows8;
 use ws_kernels::tables::Effort;
 use wsrun::eval::machine;
 
-fn random_bytes(len: usize, rng: &mut impl RngCore) -> Vec<u8> {
-    let mut bytes = vec![0; len];
+/// As a loaded model has its weights.
+fn random_bytes(len: usize, rng: &mut impl RngCore) -> Arc<LargePages> {
+    let mut bytes = LargePages::zeroed(len).expect("memory");
     rng.fill_bytes(&mut bytes);
-    bytes
+    Arc::new(bytes)
 }
 
 fn matrices(rows: usize, columns: usize, width: u8, codes: &Arc<CodeSet>, rng: &mut impl Rng) -> Vec<PackedMatrix> {
     let bytes = Geometry::new(rows, &vec![width; columns]).expect("a small shape").bytes;
     let copies = (256 << 20) / bytes;
-    let stored: Arc<Vec<u8>> = Arc::new(random_bytes(copies * bytes + 64, rng));
-    let aligned = stored.as_ptr().align_offset(64);
+    let stored = random_bytes(copies * bytes, rng);
     let make = |n: usize| {
         let parts = Parts {
             out_features: rows,
             widths: vec![width; columns],
             scale: 1.0,
             codes: stored.clone(),
-            range: aligned + n * bytes..aligned + (n + 1) * bytes,
+            range: n * bytes..(n + 1) * bytes,
             col_scale: vec![f16::ONE; columns],
             row_scale: vec![f16::ONE; rows],
             exact: Vec::new(),
@@ -125,7 +126,7 @@ fn main() {
             if !bench.wants(&name) {
                 continue;
             }
-            let bytes: Arc<Vec<u8>> = Arc::new(random_bytes(rows * columns, &mut rng));
+            let bytes = random_bytes(rows * columns, &mut rng);
             let table = Rows8::new(rows, columns, bytes, 0..rows * columns, vec![f16::ONE; rows], 1.0).expect("valid");
             let x: Vec<f32> = (0..tokens * columns).map(|_| rng.random_range(-2.0f32..2.0)).collect();
             let mut y = vec![0.0; tokens * rows];

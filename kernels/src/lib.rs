@@ -8,6 +8,7 @@
 //! * [`dense`]: products with dense matrices.
 //! * [`viterbi`]: encoding with convolutional codes.
 //! * [`tables`]: the committed trellis codes.
+//! * [`pages`]: memory in large pages.
 //! * [`parallel`]: how threads share a product.
 //! * [`cpu`]: the instruction-set paths behind one run-time dispatch.
 mod activations;
@@ -17,6 +18,7 @@ pub mod dense;
 pub mod encode;
 pub mod layout;
 pub mod packed;
+pub mod pages;
 pub mod parallel;
 mod product;
 pub mod rows8;

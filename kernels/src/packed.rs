@@ -7,7 +7,7 @@ use half::f16;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Bytes that outlive the matrix, usually a memory map.
+/// Bytes that outlive the matrix: a memory map, or memory with all weights of a model.
 pub type Bytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 
 /// Most in-features of a packed matrix: column indices are 16 bits wide, and integer sums over so many columns fit 32 bits.

@@ -52,7 +52,7 @@ const EXAMPLES: &str = "Examples:
 pub(super) fn run(args: Args, threads: usize) -> anyhow::Result<()> {
     let (name, mut model) = match (&args.random_weights, &args.model) {
         (Some(shape), _) => {
-            let opened = RandomWeights::new(args.rate, args.effort.into())
+            let opened = RandomWeights::new(args.rate, args.effort.into())?
                 .open(shapes::config_json(shape).unwrap_or_default(), args.layers.map(|n| n as usize))?;
             let name = format!("{shape} at {} bits, random codes, {} blocks", args.rate, opened.config.layers);
             (name, TextModel::load(opened)?)

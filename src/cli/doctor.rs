@@ -39,7 +39,7 @@ pub(super) fn run(args: Args, threads: usize) -> anyhow::Result<()> {
         }
     };
     let mut bar = Progress::new("measuring", 1 + args.rates.len() as u64);
-    let (one, all) = machine::bandwidth()?;
+    let (one, all) = machine::bandwidth().map_err(|e| anyhow::anyhow!(e))?;
     let mut products = Vec::new();
     for (i, &rate) in args.rates.iter().enumerate() {
         bar.set(1 + i as u64, &format!("{rate} bits"));

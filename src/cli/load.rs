@@ -18,12 +18,20 @@ pub(super) fn resolve(name: &str) -> anyhow::Result<Source> {
 /// Loads a model for inference; ALIAS-wsR without a packed copy is quantized first. `dense` expands packed weights.
 pub(super) fn load(name: &str, dense: bool, context: Option<usize>) -> anyhow::Result<TextModel> {
     let source = packed(resolve(name)?)?;
-    let opened = if dense { source.open_dense() } else { source.open() }?;
+    let opened = if dense { source.open_dense() } else { open(&source) }?;
     let mut model = TextModel::load(opened).with_context(|| format!("cannot load {name}"))?;
     if let Some(context) = context {
         model.set_context(context)?;
     }
     Ok(model)
+}
+
+/// Opens packed weights with progress.
+fn open(source: &Source) -> Result<Opened, HubError> {
+    let mut bar: Option<Progress> = None;
+    source.open_reporting(&mut |done, total| {
+        bar.get_or_insert_with(|| Progress::new("weights, MB", total >> 20)).set(done >> 20, "");
+    })
 }
 
 /// The source itself, or the packed copy that is made now and kept.

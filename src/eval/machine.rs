@@ -2,7 +2,8 @@
 use super::{random_weights::RandomWeights, Spread};
 use rayon::prelude::*;
 use std::time::Instant;
-use ws_kernels::cpu::{self, IsaError};
+use ws_kernels::cpu;
+use ws_kernels::pages::LargePages;
 use ws_kernels::tables::Effort;
 use ws_models::weights::WeightError;
 
@@ -20,13 +21,13 @@ pub fn name() -> String {
     name.map_or(std::env::consts::ARCH, str::trim).to_string()
 }
 
-/// Memory read a second in 10^9 bytes, with one thread and with all, by vectors as the products read it.
+/// Memory read a second in 10^9 bytes, with one thread and with all, by vectors and from pages as the products read it.
 ///
 /// # Errors
-/// `WSRUN_ISA` asks for what this CPU cannot run.
-pub fn bandwidth() -> Result<(Spread, Spread), IsaError> {
+/// `WSRUN_ISA` asks for what this CPU cannot run, or there is too little memory.
+pub fn bandwidth() -> Result<(Spread, Spread), WeightError> {
     let isa = cpu::isa()?;
-    let mut bytes = vec![0u8; BYTES];
+    let mut bytes = LargePages::zeroed(BYTES)?;
     // Pages of their own: untouched ones are all the same.
     bytes.par_chunks_mut(1 << 12).for_each(|page| page.fill(1));
     let time = |run: &dyn Fn() -> u8| {
@@ -49,7 +50,7 @@ pub fn bandwidth() -> Result<(Spread, Spread), IsaError> {
 /// `WSRUN_ISA` asks for what this CPU cannot run.
 pub fn products(rate: f64) -> Result<Spread, WeightError> {
     const SIDE: usize = 4096;
-    let weights = RandomWeights::new(rate, Effort::Default);
+    let weights = RandomWeights::new(rate, Effort::Default)?;
     let copies = (8.0 * PACKED_BYTES as f64 / (rate * (SIDE * SIDE) as f64)).ceil() as usize;
     let matrices = (0..copies).map(|_| weights.matrix(SIDE, SIDE)).collect::<Result<Vec<_>, _>>()?;
     let x: Vec<f32> = (0..SIDE).map(|i| (i as f32 * 0.37).sin()).collect();

@@ -7,12 +7,15 @@ use half::f16;
 use rand::RngCore;
 use rand_chacha::rand_core::SeedableRng;
 use rand_chacha::ChaCha8Rng;
-use std::sync::Arc;
+use std::io;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
 use tokenizers::models::bpe::BPE;
 use tokenizers::Tokenizer;
 use ws_kernels::code::CodeSet;
-use ws_kernels::layout::Geometry;
-use ws_kernels::packed::{PackedMatrix, Parts};
+use ws_kernels::layout::{Geometry, VECTOR};
+use ws_kernels::packed::{Bytes, PackedMatrix, Parts};
+use ws_kernels::pages::LargePages;
 use ws_kernels::rows8::Rows8;
 use ws_kernels::tables::Effort;
 use ws_models::config::Config;
@@ -21,6 +24,8 @@ use ws_models::weights::{WeightError, Weights};
 
 /// Bytes that are drawn; longer codes repeat them.
 const POOL: usize = 1 << 22;
+/// Bytes of weights that stand together, as all weights of a file do.
+const CHUNK: usize = 1 << 26;
 /// Columns of one width in a row.
 const GROUP: usize = 64;
 /// Widths beside a matrix' mean width, group by group: a quarter below, a quarter above.
@@ -30,15 +35,21 @@ const SPREAD: [i64; 4] = [-1, 0, 1, 0];
 pub struct RandomWeights {
     codes: Arc<CodeSet>,
     pool: Vec<u8>,
+    /// The newest bytes of weights, and how many of them have a matrix.
+    chunk: Mutex<(Arc<LargePages>, usize)>,
     rate: f64,
 }
 
 impl RandomWeights {
     /// Matrices of `rate` stored bits a weight, 1 to 6, with the trellis codes of this effort.
-    pub fn new(rate: f64, effort: Effort) -> Self {
+    ///
+    /// # Errors
+    /// No memory.
+    pub fn new(rate: f64, effort: Effort) -> io::Result<Self> {
         let mut pool = vec![0; POOL];
         ChaCha8Rng::seed_from_u64(0).fill_bytes(&mut pool);
-        Self { codes: Arc::new(CodeSet::trellis(effort)), pool, rate }
+        let chunk = Mutex::new((Arc::new(LargePages::zeroed(0)?), 0));
+        Ok(Self { codes: Arc::new(CodeSet::trellis(effort)), pool, chunk, rate })
     }
 
     /// A model of this shape (`config_json`) cut to `layers` blocks.
@@ -61,11 +72,12 @@ impl RandomWeights {
         let widths = self.widths(rows, columns);
         let geometry = Geometry::new(rows, &widths).ok_or("the shape is not supported")?;
         let coded = widths.iter().filter(|&&w| w > 0).count();
+        let (bytes, range) = self.bytes(geometry.bytes)?;
         let parts = Parts {
             out_features: rows,
             scale: 1.0 / (columns as f32).sqrt(),
-            codes: Arc::new(self.bytes(geometry.bytes)),
-            range: 0..geometry.bytes,
+            codes: bytes,
+            range,
             col_scale: vec![f16::ONE; coded],
             row_scale: vec![f16::ONE; rows],
             exact: Vec::new(),
@@ -94,12 +106,17 @@ impl RandomWeights {
         sum(fits)
     }
 
-    fn bytes(&self, count: usize) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(count);
-        while bytes.len() < count {
-            bytes.extend_from_slice(&self.pool[..POOL.min(count - bytes.len())]);
+    /// `count` random bytes, the first at the start of a vector.
+    fn bytes(&self, count: usize) -> io::Result<(Bytes, Range<usize>)> {
+        let mut chunk = self.chunk.lock().unwrap_or_else(PoisonError::into_inner);
+        if chunk.0.len() - chunk.1 < count {
+            let mut pages = LargePages::zeroed(count.max(CHUNK))?;
+            pages.chunks_mut(POOL).for_each(|part| part.copy_from_slice(&self.pool[..part.len()]));
+            *chunk = (Arc::new(pages), 0);
         }
-        bytes
+        let start = chunk.1;
+        chunk.1 = (start + count).next_multiple_of(VECTOR).min(chunk.0.len());
+        Ok((chunk.0.clone(), start..start + count))
     }
 }
 
@@ -114,9 +131,9 @@ impl Weights for RandomWeights {
     }
 
     fn table(&self, _: &str, vocab: usize, hidden: usize) -> Result<Table, WeightError> {
-        let values = Arc::new(self.bytes(vocab * hidden));
+        let (values, range) = self.bytes(vocab * hidden)?;
         let scale = 1.0 / (128.0 * (hidden as f32).sqrt());
-        Ok(Table::Rows8(Arc::new(Rows8::new(vocab, hidden, values, 0..vocab * hidden, vec![f16::ONE; vocab], scale)?)))
+        Ok(Table::Rows8(Arc::new(Rows8::new(vocab, hidden, values, range, vec![f16::ONE; vocab], scale)?)))
     }
 }
 
@@ -127,7 +144,7 @@ mod tests {
     #[test]
     fn matrices_have_the_rate() {
         for rate in [1.0, 2.0, 2.5, 3.0, 4.0, 5.5] {
-            let matrix = RandomWeights::new(rate, Effort::Default).matrix(1024, 2048).unwrap();
+            let matrix = RandomWeights::new(rate, Effort::Default).unwrap().matrix(1024, 2048).unwrap();
             let stored = 8.0 * crate::format::stored_bytes(matrix.parts()) as f64 / (1024.0 * 2048.0);
             assert!(stored <= rate && stored > rate - 0.1, "{stored} at {rate}");
         }

@@ -2,15 +2,22 @@
 use super::index::Index;
 use super::layer::{self, LayerSize};
 use super::shard::ShardFile;
-use super::{files, FormatError, TensorViolation, Violation, CONFIG, INDEX, METHOD, VERSION};
+use super::{files, FormatError, TensorViolation, Violation, ALIGNMENT, CONFIG, INDEX, METHOD, VERSION};
+use rayon::prelude::*;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use ws_kernels::code::CodeSet;
-use ws_kernels::packed::PackedMatrix;
+use ws_kernels::packed::{Bytes, PackedMatrix};
+use ws_kernels::pages::LargePages;
 use ws_kernels::rows8::Rows8;
+
+/// Bytes that a thread copies in one piece.
+const PIECE: usize = 1 << 21;
+/// Bytes between two reports of how much is copied.
+const REPORT: usize = 1 << 26;
 
 /// An opened .ws folder: shards are memory-mapped; headers, index, plans and code tables are checked, codes and scales not yet read.
 pub struct WsModel {
@@ -54,12 +61,40 @@ impl WsModel {
         Ok(Self { dir: dir.to_owned(), config, index, shards, place, codes, layers })
     }
 
+    /// Reads all shards into memory, in pages as large as the system has: products are faster there than in a mapped file. Matrices and tables asked for from now
+    /// on stand there. `report` gets the bytes that have been read.
+    ///
+    /// # Errors
+    /// Not enough memory; everything stays as it was.
+    pub fn read_into_memory(&mut self, report: &mut dyn FnMut(u64)) -> Result<(), FormatError> {
+        let sizes: Vec<usize> = self.shards.iter().map(|shard| shard.len().next_multiple_of(ALIGNMENT)).collect();
+        let io = |error| FormatError::Io { action: "get memory for", path: self.dir.clone(), error };
+        let mut memory = LargePages::zeroed(sizes.iter().sum()).map_err(io)?;
+        let (mut rest, mut done) = (&mut *memory, 0);
+        for (shard, size) in self.shards.iter().zip(&sizes) {
+            let (own, others) = std::mem::take(&mut rest).split_at_mut(*size);
+            rest = others;
+            for (to, from) in own.chunks_mut(REPORT).zip(shard.content().chunks(REPORT)) {
+                to.par_chunks_mut(PIECE).zip(from.par_chunks(PIECE)).for_each(|(to, from)| to[..from.len()].copy_from_slice(from));
+                done += from.len() as u64;
+                report(done);
+            }
+        }
+        let memory: Bytes = Arc::new(memory);
+        let mut start = 0;
+        for (shard, size) in self.shards.iter_mut().zip(sizes) {
+            shard.move_to(memory.clone(), start);
+            start += size;
+        }
+        Ok(())
+    }
+
     fn shard(&self, name: &str, holds: impl Fn(&ShardFile) -> bool) -> Result<&ShardFile, FormatError> {
         let missing = || FormatError::Missing { path: self.dir.clone(), tensor: name.to_owned() };
         self.place.get(name).map(|&i| &self.shards[i]).filter(|shard| holds(shard)).ok_or_else(missing)
     }
 
-    /// The packed matrix of this name (without `.weight`), `[out-features, in-features]`; its codes stay in the memory map.
+    /// The packed matrix of this name (without `.weight`), `[out-features, in-features]`; its codes are not copied.
     ///
     /// # Errors
     /// It is missing, or a scale is not finite, or exceptions are out of order or out of place.
@@ -73,7 +108,7 @@ impl WsModel {
         self.shard(name, |shard| shard.matrices.contains_key(name)).is_ok()
     }
 
-    /// The 8-bit table of this name (without `.weight`), `[rows, columns]`; its values stay in the memory map.
+    /// The 8-bit table of this name (without `.weight`), `[rows, columns]`; its values are not copied.
     ///
     /// # Errors
     /// It is missing or a scale is not finite.
@@ -111,7 +146,7 @@ impl WsModel {
 
     /// Bytes of all shards.
     pub fn file_bytes(&self) -> u64 {
-        self.shards.iter().map(ShardFile::bytes).sum()
+        self.shards.iter().map(|shard| shard.len() as u64).sum()
     }
 
     /// Rows and columns of all 8-bit tables by name.

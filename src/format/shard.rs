@@ -1,4 +1,4 @@
-//! One memory-mapped shard: every tensor accounted for before one is handed out.
+//! One shard: every tensor accounted for before one is handed out.
 use super::header::{self, Dtype, Entry, Header};
 use super::layer::{self, LayerSize};
 use super::{files, FormatError, TensorViolation, Violation, ALIGNMENT};
@@ -6,6 +6,7 @@ use half::f16;
 use memmap2::Mmap;
 use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use ws_kernels::code::{CodeSet, LinearCode};
@@ -15,7 +16,10 @@ use ws_kernels::rows8::Rows8;
 /// A shard whose header, plans and code tables are right, and in which no tensor is unknown.
 pub(super) struct ShardFile {
     pub(super) path: PathBuf,
-    map: Arc<Mmap>,
+    /// The memory map, or memory with other shards in it.
+    bytes: Bytes,
+    /// Where in it the file stands.
+    place: Range<usize>,
     pub(super) header: Header,
     /// Packed matrices by name.
     pub(super) matrices: BTreeMap<String, LayerSize>,
@@ -36,14 +40,30 @@ impl ShardFile {
     pub(super) fn new(path: &Path, map: Mmap) -> Result<Self, FormatError> {
         let header = header::parse(path, &map)?;
         let (matrices, tables, dense, codes) = Default::default();
-        let mut shard = Self { path: path.to_owned(), map: Arc::new(map), header, matrices, tables, dense, codes };
+        let place = 0..map.len();
+        let mut shard = Self { path: path.to_owned(), bytes: Arc::new(map), place, header, matrices, tables, dense, codes };
         shard.survey()?;
         Ok(shard)
     }
 
     /// Bytes of the file.
-    pub(super) fn bytes(&self) -> u64 {
-        self.map.len() as u64
+    pub(super) fn len(&self) -> usize {
+        self.place.len()
+    }
+
+    /// The file.
+    pub(super) fn content(&self) -> &[u8] {
+        &(*self.bytes).as_ref()[self.place.clone()]
+    }
+
+    /// From now on the file's content is read at `start` of `bytes`, where a copy of it stands.
+    pub(super) fn move_to(&mut self, bytes: Bytes, start: usize) {
+        (self.bytes, self.place) = (bytes, start..start + self.place.len());
+    }
+
+    /// Where in `bytes` a range of the file stands.
+    fn place_of(&self, range: &Range<usize>) -> Range<usize> {
+        self.place.start + range.start..self.place.start + range.end
     }
 
     /// Reads everything and compares checksums.
@@ -51,7 +71,7 @@ impl ShardFile {
         // Collected first, so that the error does not depend on which thread is faster.
         let tensors: Vec<_> = self.header.tensors.iter().collect();
         let right: Vec<bool> =
-            tensors.par_iter().map(|(name, entry)| header::sum(&self.map[entry.range.clone()]) == self.header.sums[*name]).collect();
+            tensors.par_iter().map(|(name, entry)| header::sum(&self.content()[entry.range.clone()]) == self.header.sums[*name]).collect();
         match right.iter().position(|right| !right) {
             Some(i) => Err(self.bad(tensors[i].0, TensorViolation::Checksum)),
             None => Ok(()),
@@ -193,7 +213,7 @@ impl ShardFile {
     // Below, the survey has checked names, types and shapes.
 
     fn slice(&self, name: &str) -> &[u8] {
-        self.header.tensors.get(name).map_or(&[], |entry| &self.map[entry.range.clone()])
+        self.header.tensors.get(name).map_or(&[], |entry| &self.content()[entry.range.clone()])
     }
 
     /// Elements of `N` bytes.
@@ -233,8 +253,8 @@ impl ShardFile {
             out_features: rows,
             widths: self.widths(name, columns)?,
             scale: self.float(&tensor("scale")),
-            codes: self.map.clone() as Bytes,
-            range: self.header.tensors[&tensor("codes")].range.clone(),
+            codes: self.bytes.clone(),
+            range: self.place_of(&self.header.tensors[&tensor("codes")].range),
             col_scale: self.halves(&tensor("col_scale")),
             row_scale,
             exact: self.halves(&tensor("exact")),
@@ -245,10 +265,9 @@ impl ShardFile {
     /// An 8-bit table of this shard.
     pub(super) fn rows8(&self, name: &str) -> Result<Rows8, FormatError> {
         let [rows, columns] = self.tables[name];
-        let range = self.header.tensors[&format!("{name}.q8")].range.clone();
+        let range = self.place_of(&self.header.tensors[&format!("{name}.q8")].range);
         let (scales, unit) = (self.halves(&format!("{name}.q8_scale")), self.float(&format!("{name}.q8_unit")));
-        let map = self.map.clone() as Bytes;
-        Rows8::new(rows, columns, map, range, scales, unit).map_err(|error| self.bad_matrix(name, error))
+        Rows8::new(rows, columns, self.bytes.clone(), range, scales, unit).map_err(|error| self.bad_matrix(name, error))
     }
 
     pub(super) fn bad_matrix(&self, name: &str, error: ws_kernels::packed::PackError) -> FormatError {

@@ -67,7 +67,15 @@ impl Source {
     /// # Errors
     /// A missing or damaged file, an unsupported architecture, [`HubError::NotPacked`] for [`Source::WsOnLoad`].
     pub fn open(&self) -> Result<Opened, HubError> {
-        self.open_as(false)
+        self.open_reporting(&mut |_, _| ())
+    }
+
+    /// Like [`Source::open`]; `report` gets how many bytes of packed weights are read, and how many there are.
+    ///
+    /// # Errors
+    /// As [`Source::open`].
+    pub fn open_reporting(&self, report: &mut dyn FnMut(u64, u64)) -> Result<Opened, HubError> {
+        self.open_as(false, report)
     }
 
     /// Like [`Source::open`], with packed matrices expanded to dense f32: to compare products by packed weights with dense ones.
@@ -75,10 +83,10 @@ impl Source {
     /// # Errors
     /// As [`Source::open`].
     pub fn open_dense(&self) -> Result<Opened, HubError> {
-        self.open_as(true)
+        self.open_as(true, &mut |_, _| ())
     }
 
-    fn open_as(&self, dense: bool) -> Result<Opened, HubError> {
+    fn open_as(&self, dense: bool, report: &mut dyn FnMut(u64, u64)) -> Result<Opened, HubError> {
         match self {
             Self::Folder(dir) => {
                 let (config_json, config) = read_config(dir)?;
@@ -86,7 +94,7 @@ impl Source {
                 opened(dir, config, config_json, weights)
             }
             Self::Ws(dir) => {
-                let weights = packed::PackedWeights::open(dir, dense)?;
+                let weights = packed::PackedWeights::open(dir, dense, report)?;
                 let config_json = weights.config().clone();
                 let config = parse_config(&dir.join("config.json"), &config_json)?;
                 opened(dir, config, config_json, Box::new(weights))

@@ -5,7 +5,7 @@ use candle_core::{Device, Tensor};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use ws_models::linear::{Linear, Matrix, Table};
-use ws_models::weights::{WeightError, Weights};
+use ws_models::weights::{available_memory, WeightError, Weights};
 
 /// A .ws folder as a source of weights.
 pub(super) struct PackedWeights {
@@ -16,8 +16,15 @@ pub(super) struct PackedWeights {
 }
 
 impl PackedWeights {
-    pub(super) fn open(dir: &Path, dense: bool) -> Result<Self, FormatError> {
-        Ok(Self { model: WsModel::open(dir)?, dir: dir.to_owned(), dense })
+    /// Packed weights are read into memory if they take at most half of what is available, and otherwise mapped. `report` gets how many bytes are read, and
+    /// how many there are.
+    pub(super) fn open(dir: &Path, dense: bool, report: &mut dyn FnMut(u64, u64)) -> Result<Self, FormatError> {
+        let mut model = WsModel::open(dir)?;
+        let bytes = model.file_bytes();
+        if !dense && available_memory().is_some_and(|available| bytes <= available / 2) {
+            model.read_into_memory(&mut |done| report(done, bytes))?;
+        }
+        Ok(Self { model, dir: dir.to_owned(), dense })
     }
 
     pub(super) fn config(&self) -> &serde_json::Value {

@@ -18,7 +18,7 @@ pub struct TextModel {
 }
 
 impl TextModel {
-    /// Loads all weights: dense ones into memory, packed ones as memory maps.
+    /// Loads all weights; packed ones stay where the source has them, in memory or in a memory map.
     ///
     /// # Errors
     /// [`RuntimeError::Weights`] for a weight that is missing or wrong, [`RuntimeError::Template`] for a broken chat template.

@@ -11,10 +11,23 @@ fn dense(matrix: &PackedMatrix) -> Vec<f32> {
     values
 }
 
+/// The folder's model, mapped and read into memory.
+fn both_ways(folder: &Folder) -> [WsModel; 2] {
+    let [mapped, mut read] = [(); 2].map(|()| WsModel::open(&folder.dir()).unwrap());
+    let mut reports = Vec::new();
+    read.read_into_memory(&mut |done| reports.push(done)).unwrap();
+    assert!(reports.is_sorted(), "{reports:?}");
+    assert_eq!(reports.last(), Some(&mapped.file_bytes()));
+    assert_eq!(read.file_bytes(), mapped.file_bytes());
+    [mapped, read]
+}
+
 #[test]
 fn matrices_come_back() {
-    let folder = Folder::new();
-    let model = WsModel::open(&folder.dir()).unwrap();
+    both_ways(&Folder::new()).iter().for_each(assert_matrices);
+}
+
+fn assert_matrices(model: &WsModel) {
     model.verify().unwrap();
     for packed in matrices() {
         let read = model.matrix(&packed.name).unwrap();
@@ -38,8 +51,10 @@ fn row_scales_of_1_are_left_out() {
 
 #[test]
 fn tables_and_dense_tensors_come_back() {
-    let folder = Folder::new();
-    let model = WsModel::open(&folder.dir()).unwrap();
+    both_ways(&Folder::new()).iter().for_each(assert_tables_and_dense_tensors);
+}
+
+fn assert_tables_and_dense_tensors(model: &WsModel) {
     for table in &shards()[1].tables {
         let bytes: Vec<u8> = table.values.iter().map(|&v| v as u8).collect();
         let written =
@@ -112,8 +127,8 @@ fn the_same_contents_make_the_same_bytes() {
 #[test]
 fn codes_are_aligned_and_not_copied() {
     let folder = Folder::new();
-    let model = WsModel::open(&folder.dir()).unwrap();
-    for name in [MIXED, PLAIN] {
+    let models = both_ways(&folder);
+    for (model, name) in models.iter().flat_map(|model| [MIXED, PLAIN].map(|name| (model, name))) {
         let matrix = model.matrix(name).unwrap();
         let parts = matrix.parts();
         let bytes = (*parts.codes).as_ref();
