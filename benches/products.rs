@@ -1,20 +1,23 @@
 //! Speed of packed products by width, with criterion: `cargo bench --bench products [-- FILTER]`.
 //!
 //! Random codes from DRAM (copies of a matrix fill 256 MB and are taken in turn). Criterion prints weights (times tokens) a second with its confidence
-//! interval; the line after it is the median with the share of this machine's read bandwidth. `RAYON_NUM_THREADS` sets the threads, `WSRUN_ISA` the
+//! interval; the line after it is the median with its share of the read bandwidth: how long a loop without arithmetic needs for as many bytes, by the same threads,
+//! before each timed product (other programs on the machine change both). `RAYON_NUM_THREADS` sets the threads, `WSRUN_ISA` the
 //! path. FILTER is a part of a line's name.
 use criterion::{BenchmarkId, Criterion, Throughput};
 use half::f16;
 use rand::{Rng, RngCore, SeedableRng};
+use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use ws_kernels::code::CodeSet;
+use ws_kernels::cpu::Isa;
 use ws_kernels::layout::Geometry;
 use ws_kernels::packed::{PackedMatrix, Parts};
 use ws_kernels::pages::LargePages;
 use ws_kernels::rows8::Rows8;
 use ws_kernels::tables::Effort;
-use wsrun::eval::machine;
+use wsrun::eval::{machine, Spread};
 
 /// As a loaded model has its weights.
 fn random_bytes(len: usize, rng: &mut impl RngCore) -> Arc<LargePages> {
@@ -48,8 +51,7 @@ fn matrices(rows: usize, columns: usize, width: u8, codes: &Arc<CodeSet>, rng: &
 struct Bench {
     criterion: Criterion,
     filter: String,
-    /// Bytes a second.
-    bandwidth: f64,
+    isa: Isa,
 }
 
 impl Bench {
@@ -57,26 +59,39 @@ impl Bench {
         name.contains(&self.filter)
     }
 
-    /// Times `call`, which gets the number of the call, multiplies `weights` by `tokens` vectors and reads `bytes` of packed weights.
-    fn run(&mut self, name: &str, weights: usize, tokens: usize, bytes: f64, mut call: impl FnMut(usize)) {
-        let mut times: Vec<f64> = Vec::new();
+    /// Times `call`, which gets the number of the call and multiplies `weights` by `tokens` vectors. What it reads is a copy of one of `copies`.
+    fn run(&mut self, name: &str, weights: usize, tokens: usize, copies: &[&[u8]], mut call: impl FnMut(usize)) {
+        let (mut times, mut shares) = (Vec::new(), Vec::new());
+        let mut number = 0;
         let mut group = self.criterion.benchmark_group("product");
         group.throughput(Throughput::Elements((weights * tokens) as u64));
         group.bench_function(BenchmarkId::from_parameter(name), |bencher| {
             bencher.iter_custom(|calls| {
+                // None of the bytes may still be in a cache.
+                let numbers = number..number + calls as usize;
                 let start = Instant::now();
-                (0..calls as usize).for_each(&mut call);
+                numbers.clone().for_each(|n| _ = black_box(machine::read(self.isa, copies[(n + copies.len() / 2) % copies.len()])));
+                let read = start.elapsed();
+                let start = Instant::now();
+                numbers.clone().for_each(&mut call);
                 let time = start.elapsed();
+                number = numbers.end;
                 times.push(time.as_secs_f64() / calls as f64);
+                shares.push(100.0 * read.as_secs_f64() / time.as_secs_f64());
                 time
             });
         });
         group.finish();
-        times.sort_unstable_by(f64::total_cmp);
-        if let Some(median) = times.get(times.len() / 2) {
+        if !times.is_empty() {
+            let (median, share) = (Spread::of(times).median, Spread::of(shares));
             let speed = (weights * tokens) as f64 / median / 1e9;
-            let share = 100.0 * bytes / median / self.bandwidth;
-            println!("{name:44} {speed:8.2} Gweights/s  {share:5.1} % of the bandwidth  {:9.1} us", median * 1e6);
+            println!(
+                "{name:44} {speed:8.2} Gweights/s  {:5.1} % of the bandwidth ({:.0} to {:.0})  {:9.1} us",
+                share.median,
+                share.min,
+                share.max,
+                median * 1e6
+            );
         }
     }
 }
@@ -90,9 +105,8 @@ fn main() {
     codes.extend(
         Effort::ALL.iter().zip(["fast", "light", "default", "best"]).map(|(&effort, name)| (name, Arc::new(CodeSet::trellis(effort)))),
     );
-    let (one, all) = machine::bandwidth().expect("the path is there");
-    let (bandwidth, threads) = if rayon::current_num_threads() == 1 { (one, 1) } else { (all, rayon::current_num_threads()) };
-    println!("{}, {}, {threads} threads, {:.1} GB/s", machine::name(), isa.name(), bandwidth.median);
+    let (_, bandwidth) = machine::bandwidth().expect("the path is there");
+    println!("{}, {}, {} threads, {:.1} GB/s", machine::name(), isa.name(), rayon::current_num_threads(), bandwidth.median);
     let mut bench = Bench {
         criterion: Criterion::default()
             .sample_size(15)
@@ -100,7 +114,7 @@ fn main() {
             .measurement_time(Duration::from_millis(800))
             .without_plots(),
         filter: std::env::args().skip(1).find(|a| !a.starts_with('-')).unwrap_or_default(),
-        bandwidth: bandwidth.median * 1e9,
+        isa,
     };
     for (rows, columns) in [(4096, 4096), (14336, 4096), (4096, 14336), (576, 576), (1536, 576)] {
         for (kind, codes) in &codes {
@@ -114,8 +128,8 @@ fn main() {
                     let x: Vec<f32> = (0..tokens * columns).map(|_| rng.random_range(-2.0f32..2.0)).collect();
                     let mut y = vec![0.0; tokens * rows];
                     let weights = rows * columns;
-                    let bytes = weights as f64 * f64::from(width) / 8.0;
-                    bench.run(&name, weights, tokens, bytes, |n| matrices[n % matrices.len()].multiply(&x, tokens, &mut y));
+                    let copies: Vec<&[u8]> = matrices.iter().map(|m| &(*m.parts().codes).as_ref()[m.parts().range.clone()]).collect();
+                    bench.run(&name, weights, tokens, &copies, |n| matrices[n % matrices.len()].multiply(&x, tokens, &mut y));
                 }
             }
         }
@@ -126,12 +140,11 @@ fn main() {
             if !bench.wants(&name) {
                 continue;
             }
-            let bytes = random_bytes(rows * columns, &mut rng);
-            let table = Rows8::new(rows, columns, bytes, 0..rows * columns, vec![f16::ONE; rows], 1.0).expect("valid");
+            let stored = random_bytes(rows * columns, &mut rng);
+            let table = Rows8::new(rows, columns, stored.clone(), 0..rows * columns, vec![f16::ONE; rows], 1.0).expect("valid");
             let x: Vec<f32> = (0..tokens * columns).map(|_| rng.random_range(-2.0f32..2.0)).collect();
             let mut y = vec![0.0; tokens * rows];
-            let weights = rows * columns;
-            bench.run(&name, weights, tokens, weights as f64, |_| table.multiply(&x, tokens, &mut y));
+            bench.run(&name, rows * columns, tokens, &[&stored], |_| table.multiply(&x, tokens, &mut y));
         }
     }
 }

@@ -2,7 +2,7 @@
 use super::{random_weights::RandomWeights, Spread};
 use rayon::prelude::*;
 use std::time::Instant;
-use ws_kernels::cpu;
+use ws_kernels::cpu::{self, Isa};
 use ws_kernels::pages::LargePages;
 use ws_kernels::tables::Effort;
 use ws_models::weights::WeightError;
@@ -38,10 +38,14 @@ pub fn bandwidth() -> Result<(Spread, Spread), WeightError> {
         });
         Spread::of(speeds.collect())
     };
+    Ok((time(&|| cpu::read(isa, &bytes)), time(&|| read(isa, &bytes))))
+}
+
+/// Reads bytes as the products do, with all threads.
+pub fn read(isa: Isa, bytes: &[u8]) -> u8 {
     let parts = 4 * rayon::current_num_threads();
     let part = bytes.len().div_ceil(parts).next_multiple_of(1 << 12);
-    let all = || bytes.par_chunks(part).map(|part| cpu::read(isa, part)).reduce(|| 0, |a, b| a ^ b);
-    Ok((time(&|| cpu::read(isa, &bytes)), time(&all)))
+    bytes.par_chunks(part).map(|part| cpu::read(isa, part)).reduce(|| 0, |a, b| a ^ b)
 }
 
 /// Products of a packed matrix (4096 x 4096 at `rate` stored bits, from memory) with one vector, all threads, in 10^9 weights a second.
