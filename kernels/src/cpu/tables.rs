@@ -4,17 +4,18 @@ use crate::code::{bit_images, LinearCode};
 
 /// A GF(2)-linear map of bytes.
 #[derive(Clone, Copy)]
+#[repr(C, align(64))]
 pub(crate) struct Map {
-    /// For `GF2P8AFFINEQB`: byte `7 - i` is the mask whose parity is output bit `i`.
-    pub matrix: u64,
-    /// Images of the low nibbles.
-    pub low: [u8; 16],
+    /// Images of the low nibbles, repeated: six bits of a byte may be looked up.
+    pub low: [u8; 64],
     /// Images of the high nibbles.
     pub high: [u8; 16],
+    /// For `GF2P8AFFINEQB`: byte `7 - i` is the mask whose parity is output bit `i`.
+    pub matrix: u64,
 }
 
 impl Map {
-    const ZERO: Map = Map { matrix: 0, low: [0; 16], high: [0; 16] };
+    const ZERO: Map = Map { low: [0; 64], high: [0; 16], matrix: 0 };
 
     /// From the images of the single bits, lowest bit first.
     fn new(images: &[u8; 8]) -> Self {
@@ -23,8 +24,8 @@ impl Map {
             for output in (0..8).filter(|output| image >> output & 1 == 1) {
                 map.matrix |= 1 << (8 * (7 - output) + bit);
             }
-            let nibble = if bit < 4 { &mut map.low } else { &mut map.high };
-            for v in (0..16).filter(|v| v >> (bit % 4) & 1 == 1) {
+            let nibble = if bit < 4 { &mut map.low[..] } else { &mut map.high };
+            for v in (0..nibble.len()).filter(|v| v >> (bit % 4) & 1 == 1) {
                 nibble[v] ^= image;
             }
         }
@@ -33,8 +34,8 @@ impl Map {
 
     /// The outputs of this map in the low nibble, those of another in the high one.
     fn beside(&self, other: &Map) -> Map {
-        let both = |low: &[u8; 16], high: &[u8; 16]| std::array::from_fn(|v| low[v] | high[v] << 4);
-        Map { matrix: self.matrix | other.matrix >> 32, low: both(&self.low, &other.low), high: both(&self.high, &other.high) }
+        let (low, high) = (|v: usize| self.low[v] | other.low[v] << 4, |v: usize| self.high[v] | other.high[v] << 4);
+        Map { matrix: self.matrix | other.matrix >> 32, low: std::array::from_fn(low), high: std::array::from_fn(high) }
     }
 }
 

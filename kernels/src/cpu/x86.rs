@@ -211,14 +211,17 @@ impl Vector for Avx2 {
     }
     #[inline(always)]
     unsafe fn map(map: &Map, [low, high]: Self::Split) -> __m256i {
-        _mm256_xor_si256(_mm256_shuffle_epi8(broadcast16(&map.low), low), _mm256_shuffle_epi8(broadcast16(&map.high), high))
+        _mm256_xor_si256(
+            _mm256_shuffle_epi8(broadcast16(&map.low.as_chunks().0[0]), low),
+            _mm256_shuffle_epi8(broadcast16(&map.high), high),
+        )
     }
     #[inline(always)]
     unsafe fn map_nibble(map: &Map, [l, h]: Self::Split, high: bool) -> __m256i {
         if high {
             _mm256_shuffle_epi8(broadcast16(&map.high), h)
         } else {
-            _mm256_shuffle_epi8(broadcast16(&map.low), l)
+            _mm256_shuffle_epi8(broadcast16(&map.low.as_chunks().0[0]), l)
         }
     }
 }
@@ -385,8 +388,13 @@ impl Vector for Avx512 {
         _mm512_gf2p8affine_epi64_epi8::<0>(v, _mm512_set1_epi64(map.matrix as i64))
     }
     #[inline(always)]
-    unsafe fn map_nibble(map: &Map, v: __m512i, _high: bool) -> __m512i {
-        Self::map(map, v)
+    unsafe fn map_nibble(map: &Map, v: __m512i, high: bool) -> __m512i {
+        if high {
+            Self::map(map, v)
+        } else {
+            // Linear maps have one port on Intel CPUs, look-ups another.
+            _mm512_permutexvar_epi8(v, _mm512_load_si512(map.low.as_ptr().cast()))
+        }
     }
     #[inline(always)]
     unsafe fn xor(a: __m512i, b: __m512i) -> __m512i {
