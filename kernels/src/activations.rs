@@ -22,15 +22,17 @@ pub(crate) enum Precision {
 }
 
 /// See [`Precision::Byte`]: an error of `OUTLIER / (TOP sqrt(12))`.
-const OUTLIER: f32 = 5.0;
+const OUTLIER: i32 = 5;
 
 /// Quantized activations of some tokens by one run. Buffers are kept from call to call.
 #[derive(Default)]
 pub(crate) struct Activations {
     /// Token of each input, in the order of tokens; a token has one input, or two.
     tokens: Vec<usize>,
-    /// `[input][section][bytes]`, and room for [`TOGETHER`] inputs behind the last one.
+    /// `[input][section][bytes]`, and room for [`TOGETHER`] inputs behind the last one. It never becomes shorter: zeros for the room would be written in every product.
     bytes: Vec<i8>,
+    /// Bytes written.
+    used: usize,
     /// `[input][section][-128 times the sum of the columns of a 32-bit lane]`.
     starts: Vec<i32>,
     /// `[input][section]`.
@@ -47,7 +49,7 @@ impl Activations {
     /// Forgets all tokens; those to come have `columns` activations in `lanes` lanes.
     pub fn start(&mut self, columns: usize, lanes: usize) {
         self.tokens.clear();
-        self.bytes.clear();
+        self.used = 0;
         self.starts.clear();
         self.scales.clear();
         let vectors = columns.div_ceil(SECTION) * if lanes >= 8 { 1 } else { lanes };
@@ -62,11 +64,10 @@ impl Activations {
         rest.clear();
         for n in 0..sections {
             let values = section(n);
-            let (largest, squares) = spread(&values);
             let columns = (self.columns - n * SECTION).min(SECTION);
-            let (step, q) = self.add_section(&values, largest, factor);
+            let (step, q) = self.add_section(&values, factor);
             let left = match precision {
-                Precision::Byte => largest * largest * columns as f32 > OUTLIER * OUTLIER * squares,
+                Precision::Byte => TOP as i32 * TOP as i32 * columns as i32 > OUTLIER * OUTLIER * squares(&q),
                 Precision::TwoBytes => true,
             };
             if left && step > 0.0 {
@@ -78,7 +79,7 @@ impl Activations {
             let mut next = rest.iter().peekable();
             for n in 0..sections {
                 let values = next.next_if(|(section, _)| *section == n).map_or(&[0.0; SECTION], |(_, values)| values);
-                self.add_section(values, spread(values).0, factor);
+                self.add_section(values, factor);
             }
             self.end_input(token);
         }
@@ -87,7 +88,7 @@ impl Activations {
 
     /// No more tokens.
     pub fn finish(&mut self) {
-        self.bytes.resize(self.bytes.len() + (TOGETHER - 1) * self.stride, 0);
+        self.reach(self.used + (TOGETHER - 1) * self.stride);
     }
 
     /// All of them.
@@ -106,12 +107,30 @@ impl Activations {
 
     fn end_input(&mut self, token: usize) {
         self.tokens.push(token);
-        self.bytes.resize(self.tokens.len() * self.stride, 0);
+        self.used = self.tokens.len() * self.stride;
+        self.reach(self.used);
+    }
+
+    /// Makes room for so many bytes.
+    #[inline(always)]
+    fn reach(&mut self, bytes: usize) {
+        if self.bytes.len() < bytes {
+            self.bytes.resize(bytes, 0);
+        }
+    }
+
+    #[inline(always)]
+    fn add_bytes(&mut self, bytes: &[i8]) {
+        let end = self.used + bytes.len();
+        self.reach(end);
+        self.bytes[self.used..end].copy_from_slice(bytes);
+        self.used = end;
     }
 
     /// Adds a section of the next input; its step, 0 where there is none, and its bytes.
     #[inline(always)]
-    fn add_section(&mut self, values: &[f32; SECTION], largest: f32, factor: f32) -> (f32, [i8; SECTION]) {
+    fn add_section(&mut self, values: &[f32; SECTION], factor: f32) -> (f32, [i8; SECTION]) {
+        let largest = largest(values);
         let step = if largest > SMALLEST && largest.is_finite() { largest / TOP } else { 0.0 };
         let q = if step > 0.0 { rounded(values, 1.0 / step) } else { [0; SECTION] };
         // Where an activation is not finite, the product is not a number, whatever the levels.
@@ -127,11 +146,11 @@ impl Activations {
             }
         }
         if self.lanes >= 8 {
-            self.bytes.extend_from_slice(&q);
+            self.add_bytes(&q);
             self.starts.extend_from_slice(&starts[..parts]);
         } else {
             for group in q.chunks_exact(VECTOR / self.lanes) {
-                (0..self.lanes).for_each(|_| self.bytes.extend_from_slice(group));
+                (0..self.lanes).for_each(|_| self.add_bytes(group));
             }
             (0..self.lanes).for_each(|_| self.starts.extend_from_slice(&starts[..parts]));
         }
@@ -157,27 +176,21 @@ fn rounded(values: &[f32; SECTION], inverse: f32) -> [i8; SECTION] {
     q
 }
 
-/// Largest magnitude (NaN counts as the largest of all) and sum of the squares.
+/// Largest magnitude; NaN counts as the largest of all.
 #[inline(always)]
-fn spread(values: &[f32; SECTION]) -> (f32, f32) {
-    let (mut largest, mut squares) = ([0i32; 16], [0f32; 16]);
+fn largest(values: &[f32; SECTION]) -> f32 {
+    let mut largest = [0i32; 16];
     for chunk in values.as_chunks::<16>().0 {
-        for ((largest, square), v) in largest.iter_mut().zip(&mut squares).zip(chunk) {
+        for (largest, v) in largest.iter_mut().zip(chunk) {
             // Magnitudes compare like their bits.
             *largest = (*largest).max((v.to_bits() & i32::MAX as u32) as i32);
-            *square += v * v;
         }
     }
-    let largest = largest.into_iter().fold(0, i32::max);
-    (f32::from_bits(largest as u32), {
-        let four: [f32; 4] = fold::<8, 4>(&fold::<16, 8>(&squares));
-        let [sum] = fold::<2, 1>(&fold::<4, 2>(&four));
-        sum
-    })
+    f32::from_bits(largest.into_iter().fold(0, i32::max) as u32)
 }
 
-/// Both halves added up.
+/// Sum of the squares: of whole numbers, whose order does not matter.
 #[inline(always)]
-fn fold<const FROM: usize, const TO: usize>(values: &[f32; FROM]) -> [f32; TO] {
-    std::array::from_fn(|i| values[i] + values[i + TO])
+fn squares(q: &[i8; SECTION]) -> i32 {
+    q.iter().map(|&q| i32::from(i16::from(q) * i16::from(q))).sum()
 }
