@@ -10,6 +10,9 @@ use std::ops::{Deref, DerefMut};
 pub struct LargePages(MmapMut);
 
 impl LargePages {
+    /// True where the system has large pages for those who ask for them.
+    pub const SUPPORTED: bool = cfg!(target_os = "linux");
+
     /// `len` zeros. They take memory once they are written.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 use crate::config::Config;
 use crate::linear::{Linear, Table};
 use candle_core::{DType, Tensor};
+use sysinfo::System;
 
 /// An error that names file, tensor and fix.
 pub type WeightError = Box<dyn std::error::Error + Send + Sync>;
@@ -30,9 +31,14 @@ pub fn dense_dtype(config: &Config, stored: DType, available: u64) -> DType {
     }
 }
 
-/// Bytes of memory that can be had without swapping, where the system tells (`MemAvailable` of `/proc/meminfo`).
+/// Bytes of memory that can be had without swapping, and within the limit of a container; `None` where the system does not tell.
 pub fn available_memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
+    let mut system = System::new();
+    system.refresh_memory();
+    if system.total_memory() == 0 {
+        return None;
+    }
+    // Pages of files count towards the limit, but make room.
+    let limit = system.cgroup_limits().map_or(u64::MAX, |limits| limits.total_memory.saturating_sub(limits.rss));
+    Some(system.available_memory().min(limit))
 }

@@ -4,6 +4,7 @@ use crate::format::{FormatError, WsModel};
 use candle_core::{Device, Tensor};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use ws_kernels::pages::LargePages;
 use ws_models::linear::{Linear, Matrix, Table};
 use ws_models::weights::{available_memory, WeightError, Weights};
 
@@ -16,13 +17,15 @@ pub(super) struct PackedWeights {
 }
 
 impl PackedWeights {
-    /// Packed weights are read into memory if they take at most half of what is available, and otherwise mapped. `report` gets how many bytes are read, and
+    /// Packed weights are read into memory if they take at most half of what is available, and otherwise stay mapped. `report` gets how many bytes are read, and
     /// how many there are.
     pub(super) fn open(dir: &Path, dense: bool, report: &mut dyn FnMut(u64, u64)) -> Result<Self, FormatError> {
         let mut model = WsModel::open(dir)?;
         let bytes = model.file_bytes();
-        if !dense && available_memory().is_some_and(|available| bytes <= available / 2) {
-            model.read_into_memory(&mut |done| report(done, bytes))?;
+        let fits = || available_memory().is_some_and(|available| bytes <= available / 2);
+        if !dense && LargePages::SUPPORTED && fits() {
+            // A system that promises no more memory than it has may refuse, and the map does as well.
+            let _ = model.read_into_memory(&mut |done| report(done, bytes));
         }
         Ok(Self { model, dir: dir.to_owned(), dense })
     }
