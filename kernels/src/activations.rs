@@ -6,22 +6,13 @@ use crate::layout::VECTOR;
 pub(crate) const SECTION: usize = VECTOR;
 
 /// Largest magnitude of a quantized activation.
-const TOP: f32 = 127.0;
+pub(crate) const TOP: f32 = 127.0;
 
-/// Largest activation of a section that counts as zero: its quantization step would not be a normal number.
-const SMALLEST: f32 = f32::MIN_POSITIVE * TOP;
+/// Largest activation that counts as zero: its quantization step would not be a normal number.
+pub(crate) const SMALLEST: f32 = f32::MIN_POSITIVE * TOP;
 
-/// How well activations are to be represented.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Precision {
-    /// A byte, 0.5 % of the product of normal activations; sections whose largest one is more than [`OUTLIER`] times the root of the mean square, which
-    /// would lose 1 % and more, get a second byte for what the first one leaves.
-    Byte,
-    /// Two bytes, 0.003 %.
-    TwoBytes,
-}
-
-/// See [`Precision::Byte`]: an error of `OUTLIER / (TOP sqrt(12))`.
+/// A byte costs normal activations 0.5 % of a product. Sections whose largest one is more than so many times the root of the mean square would lose more than
+/// `OUTLIER / (TOP sqrt(12))`, 1 %: they get a second byte for what the first one leaves.
 const OUTLIER: i32 = 5;
 
 /// Quantized activations of some tokens by one run. Buffers are kept from call to call.
@@ -58,7 +49,7 @@ impl Activations {
 
     /// Adds the activations of a token, column scales applied: `section` gives 64 of them, zeros beyond the last column. `factor` is the value of a level.
     #[inline(always)]
-    pub fn push(&mut self, token: usize, factor: f32, precision: Precision, section: impl Fn(usize) -> [f32; SECTION]) {
+    pub fn push(&mut self, token: usize, factor: f32, section: impl Fn(usize) -> [f32; SECTION]) {
         let sections = self.columns.div_ceil(SECTION);
         let mut rest = std::mem::take(&mut self.rest);
         rest.clear();
@@ -66,11 +57,7 @@ impl Activations {
             let values = section(n);
             let columns = (self.columns - n * SECTION).min(SECTION);
             let (step, q) = self.add_section(&values, factor);
-            let left = match precision {
-                Precision::Byte => TOP as i32 * TOP as i32 * columns as i32 > OUTLIER * OUTLIER * squares(&q),
-                Precision::TwoBytes => true,
-            };
-            if left && step > 0.0 {
+            if step > 0.0 && TOP as i32 * TOP as i32 * columns as i32 > OUTLIER * OUTLIER * squares(&q) {
                 rest.push((n, std::array::from_fn(|i| values[i] - step * f32::from(q[i]))));
             }
         }
@@ -168,7 +155,7 @@ pub(crate) fn section_of(x: &[f32], section: usize) -> [f32; SECTION] {
 
 /// `values * inverse`, rounded to whole numbers.
 #[inline(always)]
-fn rounded(values: &[f32; SECTION], inverse: f32) -> [i8; SECTION] {
+pub(crate) fn rounded(values: &[f32; SECTION], inverse: f32) -> [i8; SECTION] {
     /// Adding it rounds to a whole number in the low bits, ties to even, for magnitudes below 2^22.
     const ROUND: f32 = 12_582_912.0;
     let mut q = [0; SECTION];
@@ -178,7 +165,7 @@ fn rounded(values: &[f32; SECTION], inverse: f32) -> [i8; SECTION] {
 
 /// Largest magnitude; NaN counts as the largest of all.
 #[inline(always)]
-fn largest(values: &[f32; SECTION]) -> f32 {
+pub(crate) fn largest(values: &[f32; SECTION]) -> f32 {
     let mut largest = [0i32; 16];
     for chunk in values.as_chunks::<16>().0 {
         for (largest, v) in largest.iter_mut().zip(chunk) {

@@ -1,5 +1,5 @@
 //! Products of a packed matrix: its prepared form, and the integer kernels over row blocks and tokens.
-use crate::activations::{Activations, Precision, SECTION};
+use crate::activations::{Activations, SECTION};
 use crate::code::CodeSet;
 use crate::cpu::{self, before_first, Aligned, Block, Isa, Kernels, Levels, Partial, Reads, Tables};
 use crate::layout::{Geometry, VECTOR};
@@ -9,6 +9,7 @@ use half::f16;
 use rayon::prelude::*;
 use std::cell::Cell;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// From this many tokens on, levels are looked up once for all of them. Measured on a Sapphire Rapids class Xeon with AVX-512, 4096 x 4096, 3 bits, one thread,
 /// in 10^9 weights times tokens a second, looked up once and for each token: 28 and 21 for 2 tokens, 50 and 30 for 4. Plain AVX2 on Zen 5: 29 and 14 for 4.
@@ -36,22 +37,25 @@ pub(crate) struct Prepared {
     row_scale: Vec<[f32; 8]>,
     /// In-features of width 16.
     exact: Vec<u32>,
+    /// `[lane][row block]`: the first exception there or behind.
+    exceptions: Vec<usize>,
     isa: Isa,
 }
 
 struct Run {
     kernels: Kernels,
-    tables: Box<Tables>,
+    tables: Arc<Tables>,
     /// Bytes of a unit.
     unit: usize,
     /// Where a unit's last path vector starts.
     last_path: usize,
     /// Path vectors one and two path bytes before the first row block, as far as the code reads them.
     before_first: Vec<Vec<u8>>,
-    /// In-feature of each column. They and the scales come from main memory for each token, so they are small.
-    columns: Vec<u16>,
-    /// One a column.
-    col_scale: Vec<f16>,
+    /// Columns.
+    count: usize,
+    /// In-features and scales of sections of columns, those beyond the last one copies of it without weight: sections of known length are unrolled. They come from main
+    /// memory for each token, so they are small.
+    sections: Vec<([u16; SECTION], [f16; SECTION])>,
     /// Value of a level before row and column scales.
     level: f32,
 }
@@ -60,29 +64,27 @@ impl Run {
     /// 64 activations of a token as the run's columns take them, zeros beyond the last one; `x` has all in-features.
     #[inline(always)]
     fn section(&self, x: &[f32], section: usize) -> [f32; SECTION] {
-        let columns = self.columns.len().min((section + 1) * SECTION);
-        let (columns, scales) = (&self.columns[section * SECTION..columns], &self.col_scale[section * SECTION..columns]);
+        let (columns, scales) = &self.sections[section];
         // SAFETY: the columns of a run are in-features. Checked, this would be no gather.
-        let value = |j: u16, scale: f16| unsafe { *x.get_unchecked(usize::from(j)) } * widen(scale);
-        let mut values = [0.0; SECTION];
-        // A loop of known length is unrolled.
-        if let (Some(columns), Some(scales)) = (columns.first_chunk::<SECTION>(), scales.first_chunk::<SECTION>()) {
-            for i in 0..SECTION {
-                values[i] = value(columns[i], scales[i]);
-            }
-        } else {
-            values.iter_mut().zip(columns.iter().zip(scales)).for_each(|(v, (j, scale))| *v = value(*j, *scale));
-        }
-        values
+        std::array::from_fn(|i| unsafe { *x.get_unchecked(usize::from(columns[i])) } * widen(scales[i]))
     }
+}
+
+/// Sections of a run: columns as its geometry lists them, with a scale each.
+fn sections(columns: &[u32], scales: &[f16]) -> Vec<([u16; SECTION], [f16; SECTION])> {
+    let section = |(columns, scales): (&[u32], &[f16])| {
+        let column = |i: usize| columns[i.min(columns.len() - 1)] as u16;
+        (std::array::from_fn(column), std::array::from_fn(|i| scales.get(i).copied().unwrap_or(f16::ZERO)))
+    };
+    columns.chunks(SECTION).zip(scales.chunks(SECTION)).map(section).collect()
 }
 
 impl Prepared {
     /// For checked parts and a path that this CPU can run.
     pub fn new(parts: &Parts, geometry: &Geometry, codes: &CodeSet, bytes: &[u8], isa: Isa) -> Self {
         let per_vector = geometry.columns_per_vector();
-        let mut scales = parts.col_scale.iter();
-        let run = |run: &crate::layout::Run| {
+        let mut scales = &parts.col_scale[..];
+        let mut run = |run: &crate::layout::Run| {
             let code = codes.get(run.width).map(|c| &**c);
             let history = code.map_or(0, |c| Reads::of(c).before());
             let path_bits = code.map_or(1, |c| usize::from(c.path_bits));
@@ -90,23 +92,27 @@ impl Prepared {
             let blocks = &bytes[run.offset..][..geometry.blocks() * run.block_bytes()];
             let before = |age| before_first(blocks, run.block_bytes(), width, path_bits, per_vector, age);
             let kernels = cpu::select(isa, code, geometry.lanes);
+            let own;
+            (own, scales) = scales.split_at(run.columns.len());
             Run {
                 kernels,
-                tables: Tables::new(code, kernels.signed),
+                tables: Tables::shared(code, kernels.signed),
                 unit: width * VECTOR,
                 last_path: (path_bits - 1) * VECTOR,
                 before_first: (1..=history).map(before).collect(),
-                columns: run.columns.iter().map(|j| *j as u16).collect(),
-                col_scale: scales.by_ref().take(run.columns.len()).copied().collect(),
+                count: run.columns.len(),
+                sections: sections(&run.columns, own),
                 level: parts.scale * code.map_or(1.0, |c| c.unit),
             }
         };
-        let runs = geometry.runs.iter().map(run).collect();
+        let runs = geometry.runs.iter().map(&mut run).collect();
         let scale = |row: usize| parts.row_scale.get(row).map_or(0.0, |scale| scale.to_f32());
         let rows = |block: usize, lane: usize| std::array::from_fn(|row| scale(lane * geometry.segment + 8 * block + row));
         let row_scale = (0..geometry.blocks()).flat_map(|block| (0..geometry.lanes).map(move |lane| rows(block, lane))).collect();
         let exact = (0u32..).zip(&parts.widths).filter(|(_, w)| **w == 16).map(|(j, _)| j).collect();
-        Prepared { runs, row_scale, exact, isa }
+        let first = |row: usize| parts.exceptions.partition_point(|e| (e.row as usize) < row);
+        let exceptions = (0..=geometry.lanes * geometry.blocks()).map(|block| first(8 * block)).collect();
+        Prepared { runs, row_scale, exact, exceptions, isa }
     }
 }
 
@@ -234,9 +240,9 @@ impl Product<'_> {
     fn quantize_here(&self, x: &[f32], activations: &mut Vec<Activations>) {
         activations.resize_with(activations.len().max(self.prepared.runs.len()), Activations::default);
         for (run, activations) in self.prepared.runs.iter().zip(activations) {
-            activations.start(run.col_scale.len(), self.geometry.lanes);
+            activations.start(run.count, self.geometry.lanes);
             for (token, x) in x.chunks_exact(self.parts.widths.len()).enumerate() {
-                activations.push(token, run.level, Precision::Byte, |section| run.section(x, section));
+                activations.push(token, run.level, |section| run.section(x, section));
             }
             activations.finish();
         }
@@ -270,6 +276,10 @@ impl Product<'_> {
         }
         SCRATCH.set((partials, levels));
         for lane in 0..lanes {
+            let exceptions = self.exceptions(&blocks, lane);
+            if self.prepared.exact.is_empty() && exceptions.is_empty() {
+                continue;
+            }
             let rows = self.lane_rows(&blocks, lane);
             for (t, x) in x() {
                 // SAFETY: as above.
@@ -280,7 +290,7 @@ impl Product<'_> {
                         *y += x * widen(*v);
                     }
                 }
-                for e in self.exceptions(&rows) {
+                for e in exceptions {
                     y[e.row as usize - rows.start] += self.parts.scale * widen(e.value) * x[usize::from(e.column)];
                 }
             }
@@ -325,18 +335,27 @@ impl Product<'_> {
         }
     }
 
-    fn exceptions(&self, rows: &Range<usize>) -> impl Iterator<Item = &crate::packed::Exception> {
-        let exceptions = &self.parts.exceptions;
-        let first = exceptions.partition_point(|e| (e.row as usize) < rows.start);
-        let end = rows.end;
-        exceptions[first..].iter().take_while(move |e| (e.row as usize) < end)
+    /// Those in the rows of a lane that the row blocks hold.
+    fn exceptions(&self, blocks: &Range<usize>, lane: usize) -> &[crate::packed::Exception] {
+        let first = |block: usize| self.prepared.exceptions[lane * self.geometry.blocks() + block];
+        &self.parts.exceptions[first(blocks.start)..first(blocks.end)]
     }
 }
 
 /// The sums of the 32-bit lanes of each lane, at the first places.
 fn add_up(row: &mut [f32; 16], lanes: usize) {
-    for lane in 0..lanes {
-        row[lane] = row[lane * 16 / lanes..(lane + 1) * 16 / lanes].iter().sum();
+    /// Of known length, so that it is unrolled.
+    fn by<const N: usize>(row: &mut [f32; 16]) {
+        let sums = row.as_chunks::<N>().0.iter().map(|sum| sum.iter().sum());
+        let mut added = [0.0; 16];
+        added.iter_mut().zip(sums).for_each(|(to, sum): (_, f32)| *to = sum);
+        *row = added;
+    }
+    match lanes {
+        8 => by::<2>(row),
+        4 => by::<4>(row),
+        2 => by::<8>(row),
+        _ => by::<16>(row),
     }
 }
 

@@ -1,6 +1,6 @@
 //! 8-bit rows: embedding tables and heads. Row `r` is `scale * scales[r] * q[r][..]`, q int8 in -127..=127.
-use crate::activations::{section_of, Activations, Precision};
-use crate::cpu::{isa, row_dot, RowDot};
+use crate::activations::{largest, rounded, section_of, SECTION, SMALLEST, TOP};
+use crate::cpu::{isa, rows_dot, RowsDot, TwoBytes, MOST_COLUMNS};
 use crate::packed::{check_finite, check_length, check_range, Bytes, PackError};
 use crate::parallel::share;
 use crate::product::{Output, PARALLEL_WORK};
@@ -23,7 +23,7 @@ pub struct Rows8 {
     range: Range<usize>,
     /// One a row, the common scale included.
     scales: Vec<f32>,
-    dot: RowDot,
+    dot: RowsDot,
 }
 
 impl Rows8 {
@@ -42,7 +42,7 @@ impl Rows8 {
         check_length("scales", scales.len(), rows)?;
         check_finite("scale", std::iter::once(scale))?;
         check_finite("scales", scales.iter().map(|s| s.to_f32()))?;
-        Ok(Rows8 { rows, columns, q, range, scales: scales.iter().map(|s| s.to_f32() * scale).collect(), dot: row_dot(isa()?) })
+        Ok(Rows8 { rows, columns, q, range, scales: scales.iter().map(|s| s.to_f32() * scale).collect(), dot: rows_dot(isa()?) })
     }
 
     /// Quantizes a dense row-major table of finite values: absmax a row. Returns int8 values, row scales and the common scale.
@@ -85,7 +85,7 @@ impl Rows8 {
     /// If `r` is out of range or `out` is not `columns` long.
     pub fn row(&self, r: usize, out: &mut [f32]) {
         assert_eq!(out.len(), self.columns, "out");
-        for (out, q) in out.iter_mut().zip(self.quantized(r)) {
+        for (out, q) in out.iter_mut().zip(&self.quantized()[r * self.columns..]) {
             *out = self.scales[r] * f32::from(*q as i8);
         }
     }
@@ -98,7 +98,7 @@ impl Rows8 {
     pub fn multiply(&self, x: &[f32], tokens: usize, y: &mut [f32]) {
         assert_eq!(x.len(), tokens * self.columns, "x");
         assert_eq!(y.len(), tokens * self.rows, "y");
-        if tokens < MANY {
+        if tokens < MANY && self.columns <= MOST_COLUMNS {
             self.multiply_few(x, y);
         } else {
             self.multiply_many(x, tokens, y);
@@ -107,27 +107,20 @@ impl Rows8 {
 
     /// Integer products, of activations in two bytes.
     fn multiply_few(&self, x: &[f32], y: &mut [f32]) {
-        thread_local!(static SCRATCH: Cell<Activations> = Cell::default());
+        thread_local!(static SCRATCH: Cell<Vec<TwoBytes>> = Cell::default());
         let mut activations = SCRATCH.take();
-        // A row is one lane of 64 columns a vector.
-        activations.start(self.columns, 1);
-        for (token, x) in x.chunks_exact(self.columns).enumerate() {
-            activations.push(token, 1.0, Precision::TwoBytes, |section| section_of(x, section));
-        }
-        activations.finish();
-        let inputs = activations.inputs();
+        let tokens = x.len() / self.columns;
+        activations.resize_with(activations.len().max(tokens), TwoBytes::default);
+        x.chunks_exact(self.columns).zip(&mut activations).for_each(|(x, activations)| activations.set(x));
         let piece = if self.rows * self.columns < PARALLEL_WORK { self.rows } else { PIECE };
         let output = Output::new(y, self.rows);
         share(self.rows.div_ceil(piece), |pieces| {
-            for r in pieces.start * piece..self.rows.min(pieces.end * piece) {
-                let q = self.quantized(r);
-                let mut first = 0;
-                for same in inputs.tokens.chunk_by(|a, b| a == b) {
+            for first in pieces.map(|p| p * piece) {
+                let rows = first..self.rows.min(first + piece);
+                let q = &self.quantized()[rows.start * self.columns..rows.end * self.columns];
+                for (token, activations) in activations[..tokens].iter().enumerate() {
                     // SAFETY: every piece has its own rows of the output; the function was chosen for a path that this CPU can run.
-                    unsafe {
-                        output.rows(same[0], r..r + 1)[0] = self.scales[r] * (self.dot)(q, &inputs, first..first + same.len());
-                    }
-                    first += same.len();
+                    unsafe { (self.dot)(q, &self.scales[rows.clone()], activations, output.rows(token, rows.clone())) };
                 }
             }
         });
@@ -148,8 +141,37 @@ impl Rows8 {
         });
     }
 
-    fn quantized(&self, r: usize) -> &[u8] {
-        &(*self.q).as_ref()[self.range.clone()][r * self.columns..][..self.columns]
+    fn quantized(&self) -> &[u8] {
+        &(*self.q).as_ref()[self.range.clone()]
+    }
+}
+
+impl TwoBytes {
+    /// Values of the second byte for one of the first: what rounding leaves is half of one at most.
+    const FINER: f32 = 2.0 * TOP;
+
+    /// Represents `x` up to 1 / 64516 of its largest value.
+    fn set(&mut self, x: &[f32]) {
+        let sections = x.len().div_ceil(SECTION);
+        // Magnitudes compare like their bits; NaN is the largest of all.
+        let largest = (0..sections).map(|n| largest(&section_of(x, n)).to_bits()).max().map_or(0.0, f32::from_bits);
+        let step = if largest > SMALLEST && largest.is_finite() { largest / TOP } else { 0.0 };
+        self.steps = [if largest.is_finite() { step } else { f32::NAN }, step / Self::FINER];
+        self.starts = [0; 2];
+        self.bytes.iter_mut().for_each(Vec::clear);
+        for n in 0..sections {
+            let values = section_of(x, n);
+            let (mut first, mut second) = ([0; SECTION], [0; SECTION]);
+            if step > 0.0 {
+                let inverse = 1.0 / step;
+                first = rounded(&values, inverse);
+                second = rounded(&std::array::from_fn(|i| values[i] * inverse - f32::from(first[i])), Self::FINER);
+            }
+            for (byte, q) in [first, second].iter().enumerate() {
+                self.starts[byte] -= 128 * q.iter().map(|q| i32::from(*q)).sum::<i32>();
+                self.bytes[byte].extend_from_slice(q);
+            }
+        }
     }
 }
 

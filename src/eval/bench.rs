@@ -46,7 +46,8 @@ pub struct Bench {
     pub prefill: Spread,
     /// Decoded tokens a second.
     pub decode: Spread,
-    /// Share of the time of a decoded token that is not spent in the products of the linear layers and the head: medians of both.
+    /// Share of the time of a decoded token that is not spent in the products of the linear layers and the head: the median of runs, after each of which the
+    /// products are done alone as often.
     pub outside_products: f64,
     /// Bytes of weights read for a decoded token.
     pub bytes_per_token: u64,
@@ -71,7 +72,7 @@ pub fn bench(model: &TextModel, options: &BenchOptions, mut progress: impl FnMut
     let mut rng = ChaCha12Rng::seed_from_u64(0);
     let vocab = model.model().config.vocab as u32;
     let prompt: Vec<u32> = (0..prompt_tokens).map(|_| rng.random_range(0..vocab)).collect();
-    let (mut prefill, mut decode) = (Vec::new(), Vec::new());
+    let (mut prefill, mut decode, mut outside) = (Vec::new(), Vec::new(), Vec::new());
     for run in 0..=repeat {
         let mut session = model.session(prompt_tokens + tokens)?;
         let start = Instant::now();
@@ -81,21 +82,24 @@ pub fn bench(model: &TextModel, options: &BenchOptions, mut progress: impl FnMut
             let token = sampling::greedy(&logits).map_or(0, |(token, _)| token);
             logits = session.decode(token)?;
         }
+        let end = Instant::now();
+        for _ in 0..tokens {
+            model.model().products().map_err(RuntimeError::from)?;
+        }
         if run > 0 {
+            let decoding = (end - middle).as_secs_f64();
             prefill.push(prompt_tokens as f64 / (middle - start).as_secs_f64());
-            decode.push(tokens as f64 / middle.elapsed().as_secs_f64());
+            decode.push(tokens as f64 / decoding);
+            outside.push((1.0 - end.elapsed().as_secs_f64() / decoding).max(0.0));
             progress(run, repeat);
         }
     }
-    let (prefill, decode) = (Spread::of(prefill), Spread::of(decode));
-    let mut products = Vec::new();
-    for _ in 0..tokens.max(3) {
-        let start = Instant::now();
-        model.model().products().map_err(RuntimeError::from)?;
-        products.push(start.elapsed().as_secs_f64());
-    }
-    let outside_products = (1.0 - Spread::of(products).median * decode.median).max(0.0);
-    Ok(Bench { prefill, decode, outside_products, bytes_per_token: model.model().bytes_per_token() })
+    Ok(Bench {
+        prefill: Spread::of(prefill),
+        decode: Spread::of(decode),
+        outside_products: Spread::of(outside).median,
+        bytes_per_token: model.model().bytes_per_token(),
+    })
 }
 
 #[cfg(test)]

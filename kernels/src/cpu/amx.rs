@@ -151,7 +151,7 @@ unsafe fn multiply_by<T: Tiles>(levels: &mut [Levels; 16], section: usize, x: &I
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::activations::{section_of, Activations, Precision};
+    use crate::activations::{section_of, Activations};
     use crate::cpu::{kernel, portable::Portable, Aligned};
     use rand::{Rng, SeedableRng};
 
@@ -185,7 +185,7 @@ mod tests {
             for token in 0..tokens {
                 let outlier = rng.random_range(0..4 * columns);
                 let values: Vec<f32> = (0..columns).map(|j| if j == outlier { 50.0 } else { rng.random_range(-1.0..1.0) }).collect();
-                x.push(token, 0.5, Precision::Byte, |section| section_of(&values, section));
+                x.push(token, 0.5, |section| section_of(&values, section));
             }
             x.finish();
             let x = x.inputs();

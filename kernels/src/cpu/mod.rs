@@ -19,7 +19,7 @@ use crate::layout::VECTOR;
 pub(crate) use inputs::{Aligned, Inputs, Partial};
 pub(crate) use kernel::{before_first, Block, Levels};
 pub use read::read;
-pub(crate) use rows::{row_dot, RowDot};
+pub(crate) use rows::{rows_dot, RowsDot, TwoBytes, MOST_COLUMNS};
 use std::ops::Range;
 use std::sync::OnceLock;
 use tables::look_up_bits;
@@ -309,7 +309,7 @@ pub(crate) fn select(isa: Isa, code: Option<&LinearCode>, lanes: usize) -> Kerne
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::activations::{section_of, Activations, Precision};
+    use crate::activations::{section_of, Activations};
     use crate::code::{antisymmetric, CodeSet};
     use crate::tables::Effort;
     use rand::{Rng, SeedableRng};
@@ -378,7 +378,7 @@ mod tests {
                     _ => rng.random_range(-1.0..1.0),
                 };
                 let values: Vec<f32> = (0..columns).map(value).collect();
-                x.push(token, 0.25, Precision::Byte, |section| section_of(&values, section));
+                x.push(token, 0.25, |section| section_of(&values, section));
             }
             x.finish();
             let x = x.inputs();
