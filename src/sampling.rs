@@ -199,14 +199,30 @@ fn draw(candidates: &[(f32, u32)], u: f64) -> u32 {
 
 /// The most likely token, the lowest id among equals, and its logit. `None` if there is no finite logit.
 pub fn greedy(logits: &[f32]) -> Option<(u32, f32)> {
-    let mut best = None;
-    let mut max = f32::NEG_INFINITY;
-    for (id, &logit) in (0..).zip(logits) {
-        if logit > max {
-            (best, max) = (Some(id), logit);
+    const CHUNK: usize = 256;
+    let (mut best, mut max) = (None, f32::NEG_INFINITY);
+    for (n, chunk) in logits.chunks(CHUNK).enumerate() {
+        let largest = largest(chunk);
+        if largest > max {
+            (best, max) = (Some(n), largest);
         }
     }
-    best.map(|id| (id, max))
+    let first = best? * CHUNK;
+    let within = logits[first..].iter().position(|logit| *logit == max)?;
+    Some(((first + within) as u32, max))
+}
+
+/// The largest of some values, NaN left out; in lanes, so that it is vector code.
+fn largest(values: &[f32]) -> f32 {
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let (lanes, rest) = values.as_chunks::<16>();
+    let mut maxima = [f32::NEG_INFINITY; 16];
+    for lane in lanes {
+        for (max, value) in maxima.iter_mut().zip(lane) {
+            *max = larger(*max, *value);
+        }
+    }
+    maxima.iter().chain(rest).copied().fold(f32::NEG_INFINITY, larger)
 }
 
 fn penalize(logits: &[f32], seen: &[u32], penalty: f32) -> Vec<f32> {
@@ -305,6 +321,16 @@ mod tests {
         let mut sampler = Sampler::new(Sampling { temperature: 0.0, ..Sampling::default() }).unwrap();
         assert_eq!(sampler.sample(&[1.0, 5.0, 2.0, 5.0], &[]), Ok(1));
         assert_eq!(sampler.sample(&[-1e30, f32::NEG_INFINITY], &[]), Ok(0));
+        for (at, len) in [(0, 3), (17, 40), (255, 1000), (256, 300), (700, 701)] {
+            let mut l: Vec<f32> = (0..len).map(|i| -1.0 - i as f32).collect();
+            l[at] = 2.0;
+            assert_eq!(greedy(&l), Some((at as u32, 2.0)));
+            l[len - 1] = 2.0;
+            l[1] = f32::NAN;
+            assert_eq!(greedy(&l), Some((at as u32, 2.0)));
+        }
+        assert_eq!(greedy(&[f32::NEG_INFINITY; 300]), None);
+        assert_eq!(greedy(&[]), None);
     }
 
     #[test]

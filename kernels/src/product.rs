@@ -3,7 +3,7 @@ use crate::activations::{Activations, SECTION};
 use crate::code::CodeSet;
 use crate::cpu::{self, before_first, Aligned, Block, Isa, Kernels, Levels, Partial, Reads, Tables};
 use crate::layout::{Geometry, VECTOR};
-use crate::packed::Parts;
+use crate::packed::{Exception, Parts};
 use crate::parallel::share;
 use half::f16;
 use rayon::prelude::*;
@@ -34,17 +34,25 @@ pub(crate) const PARALLEL_WORK: usize = 1 << 18;
 pub(crate) struct Prepared {
     runs: Vec<Run>,
     /// `[row block][lane][row]`, 0 beyond the matrix.
-    row_scale: Vec<[f32; 8]>,
+    row_scale: Vec<[f16; 8]>,
     /// In-features of width 16.
     exact: Vec<u32>,
-    /// `[lane][row block]`: the first exception there or behind.
-    exceptions: Vec<usize>,
+    /// In the order of row blocks.
+    exceptions: Vec<Exception>,
+    /// `[row block]`: its first exception, and the end of all.
+    first_exception: Vec<usize>,
     isa: Isa,
 }
 
 struct Run {
     kernels: Kernels,
     tables: Arc<Tables>,
+    /// Where its codes begin.
+    offset: usize,
+    /// Bytes of a row block.
+    block: usize,
+    /// Column groups.
+    groups: usize,
     /// Bytes of a unit.
     unit: usize,
     /// Where a unit's last path vector starts.
@@ -97,6 +105,9 @@ impl Prepared {
             Run {
                 kernels,
                 tables: Tables::shared(code, kernels.signed),
+                offset: run.offset,
+                block: run.block_bytes(),
+                groups: run.groups,
                 unit: width * VECTOR,
                 last_path: (path_bits - 1) * VECTOR,
                 before_first: (1..=history).map(before).collect(),
@@ -106,13 +117,15 @@ impl Prepared {
             }
         };
         let runs = geometry.runs.iter().map(&mut run).collect();
-        let scale = |row: usize| parts.row_scale.get(row).map_or(0.0, |scale| scale.to_f32());
+        let scale = |row: usize| parts.row_scale.get(row).copied().unwrap_or(f16::ZERO);
         let rows = |block: usize, lane: usize| std::array::from_fn(|row| scale(lane * geometry.segment + 8 * block + row));
         let row_scale = (0..geometry.blocks()).flat_map(|block| (0..geometry.lanes).map(move |lane| rows(block, lane))).collect();
         let exact = (0u32..).zip(&parts.widths).filter(|(_, w)| **w == 16).map(|(j, _)| j).collect();
-        let first = |row: usize| parts.exceptions.partition_point(|e| (e.row as usize) < row);
-        let exceptions = (0..=geometry.lanes * geometry.blocks()).map(|block| first(8 * block)).collect();
-        Prepared { runs, row_scale, exact, exceptions, isa }
+        let block = |e: &Exception| e.row as usize % geometry.segment / 8;
+        let mut exceptions = parts.exceptions.clone();
+        exceptions.sort_by_key(block);
+        let first_exception = (0..=geometry.blocks()).map(|b| exceptions.partition_point(|e| block(e) < b)).collect();
+        Prepared { runs, row_scale, exact, exceptions, first_exception, isa }
     }
 }
 
@@ -160,6 +173,7 @@ impl Product<'_> {
     pub fn multiply(&self, x: &[f32], tokens: usize, y: &mut [f32]) {
         // Of each piece and run.
         thread_local!(static SCRATCH: Cell<Vec<Vec<Activations>>> = Cell::default());
+        self.prefetch();
         let output = Output::new(y, self.parts.out_features);
         let piece = piece(self.prepared.isa);
         let mut activations = SCRATCH.take();
@@ -174,6 +188,18 @@ impl Product<'_> {
         SCRATCH.set(activations);
     }
 
+    /// Asks for what a product reads first, or here and there. Weights of a token before have driven it all out of the caches.
+    fn prefetch(&self) {
+        for run in &self.prepared.runs {
+            cpu::prefetch(&run.sections);
+        }
+        for run in &self.prepared.runs {
+            cpu::prefetch(&self.bytes[run.offset..][..run.block]);
+        }
+        cpu::prefetch(&self.prepared.row_scale);
+        cpu::prefetch(&self.prepared.exceptions);
+    }
+
     /// Splits the row blocks into tasks. What a task computes does not depend on where it ends.
     fn for_blocks(&self, tokens: usize, task: impl Fn(Range<usize>) + Sync) {
         let blocks = self.geometry.blocks();
@@ -186,18 +212,18 @@ impl Product<'_> {
     }
 
     fn block<'b>(&'b self, run: usize, block: usize) -> Block<'b> {
-        let (at, run) = (&self.geometry.runs[run], &self.prepared.runs[run]);
-        let codes = &self.bytes[at.offset + block * at.block_bytes()..][..at.block_bytes()];
+        let run = &self.prepared.runs[run];
+        let codes = &self.bytes[run.offset + block * run.block..][..run.block];
         // A code that reads a third byte has one path vector a unit, so that two bytes ago is two row blocks ago.
         let before = |age: usize| match run.before_first.get(age - 1) {
             None => (codes, run.unit),
-            Some(_) if block >= age => (&self.bytes[at.offset + (block - age) * at.block_bytes() + run.last_path..], run.unit),
+            Some(_) if block >= age => (&self.bytes[run.offset + (block - age) * run.block + run.last_path..], run.unit),
             Some(_) => (&run.before_first[age - 1 - block][..], VECTOR),
         };
         let ((previous, previous_step), (older, older_step)) = (before(1), before(2));
         Block {
             codes: codes.as_ptr(),
-            groups: at.groups,
+            groups: run.groups,
             previous: previous.as_ptr(),
             previous_step,
             older: older.as_ptr(),
@@ -275,11 +301,7 @@ impl Product<'_> {
             }
         }
         SCRATCH.set((partials, levels));
-        for lane in 0..lanes {
-            let exceptions = self.exceptions(&blocks, lane);
-            if self.prepared.exact.is_empty() && exceptions.is_empty() {
-                continue;
-            }
+        for lane in (0..lanes).filter(|_| !self.prepared.exact.is_empty()) {
             let rows = self.lane_rows(&blocks, lane);
             for (t, x) in x() {
                 // SAFETY: as above.
@@ -290,9 +312,15 @@ impl Product<'_> {
                         *y += x * widen(*v);
                     }
                 }
-                for e in exceptions {
-                    y[e.row as usize - rows.start] += self.parts.scale * widen(e.value) * x[usize::from(e.column)];
-                }
+            }
+        }
+        let [from, to] = [blocks.start, blocks.end].map(|block| self.prepared.first_exception[block]);
+        for e in &self.prepared.exceptions[from..to] {
+            let row = e.row as usize;
+            for (t, x) in x() {
+                // SAFETY: as above: the row is one of a row block.
+                let y = unsafe { output.rows(first + t, row..row + 1) };
+                y[0] += self.parts.scale * widen(e.value) * x[usize::from(e.column)];
             }
         }
     }
@@ -323,22 +351,15 @@ impl Product<'_> {
             for (lane, scales) in scales.iter().enumerate() {
                 // SAFETY: rows within the matrix; row blocks belong to one task each.
                 let y = unsafe { output.rows(first + t, self.lane_rows(&(block..block + 1), lane)) };
-                // Nearly always all eight rows: unrolled.
+                let values: [f32; 8] = std::array::from_fn(|row| widen(scales[row]) * partial[row][lane]);
+                // Nearly always all eight rows: one store.
                 if let Ok(y) = <&mut [f32; 8]>::try_from(&mut *y) {
-                    for row in 0..8 {
-                        y[row] = scales[row] * partial[row][lane];
-                    }
+                    *y = values;
                 } else {
-                    y.iter_mut().zip(scales).zip(partial.iter()).for_each(|((y, scale), row)| *y = scale * row[lane]);
+                    y.copy_from_slice(&values[..y.len()]);
                 }
             }
         }
-    }
-
-    /// Those in the rows of a lane that the row blocks hold.
-    fn exceptions(&self, blocks: &Range<usize>, lane: usize) -> &[crate::packed::Exception] {
-        let first = |block: usize| self.prepared.exceptions[lane * self.geometry.blocks() + block];
-        &self.parts.exceptions[first(blocks.start)..first(blocks.end)]
     }
 }
 

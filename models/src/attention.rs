@@ -6,6 +6,8 @@ use rayon::prelude::*;
 use std::cell::Cell;
 use ws_kernels::dense::{matmul, View};
 
+/// Multiplications below which a task is not worth another thread: some 10 microseconds.
+const PARALLEL_WORK: usize = 1 << 17;
 /// Queries a tile, for each head of a group: keys after a tile's last query are not touched, and its scores stay in the cache.
 const TILE: usize = 32;
 /// Up to this many rows of scores are computed one by one: `gemm` would repack keys and values for them.
@@ -43,6 +45,7 @@ pub(crate) fn attend(q: &Tensor, [k, v]: [Rows; 2], kv_heads: usize, keys: usize
     // A task is a tile of the queries that share a key head; its output is [group, rows, head_dim].
     let parts: Vec<(Vec<f32>, Vec<f32>)> = (0..batch * kv_heads * tiles)
         .into_par_iter()
+        .with_min_len(PARALLEL_WORK.div_ceil(2 * group * dim * keys * TILE.min(tokens)))
         .map(|task| {
             // The last tiles see most keys: start with them.
             let (head, start) = (task % (batch * kv_heads), (tiles - 1 - task / (batch * kv_heads)) * TILE);

@@ -127,6 +127,18 @@ pub fn isa() -> Result<Isa, IsaError> {
     .clone()
 }
 
+/// Asks for values that are read soon, up to 2 KB of them: what follows is asked for where they are read.
+pub(crate) fn prefetch<T>(values: &[T]) {
+    #[cfg(target_arch = "x86_64")]
+    for at in (0..size_of_val(values).min(2048)).step_by(64) {
+        use std::arch::x86_64::{_mm_prefetch, _MM_HINT_T0};
+        // SAFETY: all of these CPUs have the instruction, and it reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(values.as_ptr().cast::<i8>().wrapping_add(at)) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = values;
+}
+
 /// Inputs that products of looked-up levels may read and write at once: there is room for so many behind the last.
 pub(crate) const TOGETHER: usize = 16;
 
