@@ -6,8 +6,8 @@ use rayon::prelude::*;
 use std::cell::Cell;
 use ws_kernels::dense::{matmul, View};
 
-/// Multiplications below which a task is not worth another thread: some 10 microseconds.
-const PARALLEL_WORK: usize = 1 << 17;
+/// Multiplications below which a task is not worth another thread: two or three microseconds.
+const PARALLEL_WORK: usize = 1 << 15;
 /// Queries a tile, for each head of a group: keys after a tile's last query are not touched, and its scores stay in the cache.
 const TILE: usize = 32;
 /// Up to this many rows of scores are computed one by one: `gemm` would repack keys and values for them.
@@ -182,8 +182,10 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
             sums[lane] += a[lane] * b[lane];
         }
     }
+    // Stored as a whole: where the compiler sees how they are added up, it takes them in pairs, through the loop too.
+    let sums = std::hint::black_box(sums);
     let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
-    // In halves, as vectors are folded; in place the compiler would take lane by lane from the start.
+    // In halves, as vectors are folded.
     let eight: [f32; 8] = std::array::from_fn(|i| sums[i] + sums[i + 8]);
     let four: [f32; 4] = std::array::from_fn(|i| eight[i] + eight[i + 4]);
     (four[0] + four[2]) + (four[1] + four[3]) + rest
