@@ -3,16 +3,21 @@
 //! Columns of one width `k` form a *run*, in ascending order of width, then of in-feature. Rows are split into `lanes`
 //! contiguous segments (a power of two up to 16, chosen by [`Geometry::lanes_for`] so that padding is least, then lanes most). A 64-byte
 //! vector holds `lanes` lanes x `64 / lanes` columns: byte `lane * (64 / lanes) + column`. A run's columns are padded to a
-//! multiple of `64 / lanes`. A run is `[row block of 8 rows a lane][column group][k vectors]`; the k vectors of a unit are,
-//! for its 8 rows a lane: `path_bits` path bytes; then for every pair of raw bits two vectors (rows 0..4 and 4..8,
+//! multiple of `64 / lanes`. A run is `[panel of column groups][row block of 8 rows a lane][column group][k vectors]`: a row block of a panel has at most
+//! [`PANEL`] bytes, so that the path bytes of the two row blocks before are still in the first-level cache when they are read again, and memory is read in order.
+//! The k vectors of a unit are, for its 8 rows a lane: `path_bits` path bytes; then for every pair of raw bits two vectors (rows 0..4 and 4..8,
 //! two bits a row, first row highest; pair 0 holds raw bits 1..0); then, if `raw_bits` is odd, one vector with the top raw bit (first row
 //! highest). Width 8: eight vectors, one a row, byte = level + 128. Lane `l` starts from the last path byte of lane `l-1`, lane 0 from 0.
 //! Width 16 (exact f16) and width 0 are not in the runs.
 use crate::code::CodeSet;
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Bytes of a vector of the layout.
 pub const VECTOR: usize = 64;
+
+/// Bytes of a row block of a panel at most, unless 64 columns have more.
+pub const PANEL: usize = 8192;
 
 /// Geometry of the packed codes of one matrix.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,16 +41,79 @@ pub struct Run {
     pub width: u8,
     /// In-feature of each column, ascending; without the padding columns.
     pub columns: Vec<u32>,
-    /// Column groups of `64 / lanes` columns, the last one padded.
-    pub groups: usize,
-    /// Byte offset of the run in the codes.
-    pub offset: usize,
+    /// Where its units stand.
+    pub units: Units,
 }
 
-impl Run {
-    /// Bytes of one row block: `groups * width` vectors.
-    pub fn block_bytes(&self) -> usize {
-        self.groups * usize::from(self.width) * VECTOR
+/// Where the units of a run stand, each 8 rows a lane of one column group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Units {
+    /// Byte offset of the run in the codes.
+    pub offset: usize,
+    /// Row blocks.
+    pub blocks: usize,
+    /// Column groups of `64 / lanes` columns, the last one padded.
+    pub groups: usize,
+    /// Column groups of a panel; the last panel may have fewer.
+    pub panel: usize,
+    /// Bytes of a unit: a vector for each bit of a weight.
+    pub bytes: usize,
+}
+
+impl Units {
+    /// `None` where sizes overflow.
+    fn new(offset: usize, lanes: usize, blocks: usize, columns: usize, width: u8) -> Option<Self> {
+        let bytes = usize::from(width) * VECTOR;
+        // Whole sections of 64 columns.
+        let panel = (PANEL / (lanes * bytes)).max(1) * lanes;
+        let units = Units { offset, blocks, groups: columns.div_ceil(VECTOR / lanes), panel, bytes };
+        blocks.checked_mul(units.groups)?.checked_mul(bytes)?.checked_add(offset)?;
+        Some(units)
+    }
+
+    /// Bytes of all of them.
+    pub fn len(&self) -> usize {
+        self.blocks * self.groups * self.bytes
+    }
+
+    /// True if there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The panels, in order.
+    pub fn panels(self) -> impl Iterator<Item = Panel> {
+        let panel = move |first: usize| {
+            let groups = first..self.groups.min(first + self.panel);
+            Panel { offset: self.offset + first * self.blocks * self.bytes, block_bytes: groups.len() * self.bytes, groups }
+        };
+        (0..self.groups).step_by(self.panel).map(panel)
+    }
+
+    /// Where the unit of a row block and a column group stands in the codes.
+    pub fn at(&self, block: usize, group: usize) -> usize {
+        let first = group - group % self.panel;
+        let groups = self.panel.min(self.groups - first);
+        self.offset + (first * self.blocks + block * groups + group - first) * self.bytes
+    }
+}
+
+/// A panel of a run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Panel {
+    /// Column groups.
+    pub groups: Range<usize>,
+    /// Byte offset in the codes.
+    pub offset: usize,
+    /// Bytes of a row block.
+    pub block_bytes: usize,
+}
+
+impl Panel {
+    /// Where some row blocks stand in the codes.
+    #[inline]
+    pub fn blocks(&self, blocks: Range<usize>) -> Range<usize> {
+        self.offset + blocks.start * self.block_bytes..self.offset + blocks.end * self.block_bytes
     }
 }
 
@@ -64,9 +132,9 @@ impl Geometry {
             if columns.is_empty() {
                 continue;
             }
-            let run = Run { width, groups: columns.len().div_ceil(VECTOR / lanes), columns, offset };
-            offset = offset.checked_add(run.block_bytes().checked_mul(segment / 8)?)?;
-            runs.push(run);
+            let units = Units::new(offset, lanes, segment / 8, columns.len(), width)?;
+            offset += units.len();
+            runs.push(Run { width, columns, units });
         }
         isize::try_from(offset).ok()?;
         Some(Geometry { out_features, lanes, segment, runs, bytes: offset })
@@ -157,7 +225,7 @@ impl Split {
     }
 
     /// Which rows, from which raw bit and how many bits a row a vector of raw bits holds; `None` for a path vector.
-    fn raw_part(self, vector: usize) -> Option<(std::ops::Range<usize>, usize, usize)> {
+    fn raw_part(self, vector: usize) -> Option<(Range<usize>, usize, usize)> {
         let v = vector.checked_sub(self.path_bits)?;
         let pairs = self.raw_bits / 2;
         Some(if v < 2 * pairs { (v % 2 * 4..v % 2 * 4 + 4, v / 2 * 2, 2) } else { (0..8, self.raw_bits - 1, 1) })
@@ -177,11 +245,18 @@ pub fn pack(geometry: &Geometry, codes: &CodeSet, columns: &[Vec<Column>]) -> Ve
     for (run, columns) in geometry.runs.iter().zip(columns) {
         let split = Split::of(run.width, codes).unwrap_or_else(|| panic!("no code of width {}", run.width));
         assert_eq!(columns.len(), run.columns.len(), "columns of width {}", run.width);
-        let (own, others) = rest.split_at_mut(run.block_bytes() * geometry.blocks());
+        let units = run.units;
+        let (own, others) = rest.split_at_mut(units.len());
         rest = others;
-        own.par_chunks_mut(run.block_bytes()).enumerate().for_each(|(block, out)| {
+        let panels = own.par_chunks_mut(units.panel * units.blocks * units.bytes).zip(units.panels().collect::<Vec<_>>());
+        let blocks = panels.flat_map(|(out, panel)| {
+            let blocks = out.par_chunks_mut(panel.block_bytes).enumerate();
+            blocks.map(move |(block, out)| (panel.groups.clone(), block, out))
+        });
+        blocks.for_each(|(groups, block, out)| {
+            let columns = &columns[groups.start * per_vector..columns.len().min(groups.end * per_vector)];
             for (j, column) in columns.iter().enumerate() {
-                let unit = &mut out[j / per_vector * usize::from(run.width) * VECTOR..];
+                let unit = &mut out[j / per_vector * units.bytes..];
                 for lane in 0..geometry.lanes {
                     let row = lane * geometry.segment + block * 8;
                     let path = &column.path[row * split.path_bits / 8..][..split.path_bits];
@@ -207,7 +282,7 @@ pub fn unpack(geometry: &Geometry, codes: &CodeSet, bytes: &[u8], run: usize, co
     let rows = geometry.padded_rows();
     let mut out = Column { path: vec![0; rows * split.path_bits / 8], raw: vec![0; if split.raw_bits == 0 { 0 } else { rows }] };
     for block in 0..geometry.blocks() {
-        let unit = &bytes[run.offset + block * run.block_bytes() + column / per_vector * usize::from(run.width) * VECTOR..];
+        let unit = &bytes[run.units.at(block, column / per_vector)..];
         for lane in 0..geometry.lanes {
             let row = lane * geometry.segment + block * 8;
             let path = &mut out.path[row * split.path_bits / 8..][..split.path_bits];
@@ -241,7 +316,7 @@ mod tests {
         assert_eq!(widths, [2, 3, 8]);
         assert_eq!(g.runs[0].columns, [2, 4, 7]);
         assert_eq!(g.runs[1].columns, [0, 6]);
-        assert_eq!(g.runs[1].offset, 9 * 2 * 64);
+        assert_eq!(g.runs[1].units.offset, 9 * 2 * 64);
         assert_eq!(g.bytes, 9 * (2 + 3 + 8) * 64);
     }
 

@@ -260,7 +260,7 @@ struct RunLevels<'a> {
 
 impl<'a> RunLevels<'a> {
     fn new(matrix: &'a PackedMatrix, run: &'a crate::layout::Run) -> Self {
-        let bytes = &matrix.code_bytes()[run.offset..][..run.block_bytes() * matrix.geometry.blocks()];
+        let bytes = matrix.code_bytes();
         let code = matrix.codes.get(run.width).map(|code| (&**code, IndexTables::new(code)));
         let (path_bits, raw_bits) = code.as_ref().map_or((0, 8), |(c, _)| (c.path_bits.into(), c.raw_bits.into()));
         let unit = code.as_ref().map_or(1.0, |(c, _)| c.unit);
@@ -273,7 +273,7 @@ impl<'a> RunLevels<'a> {
         let width = usize::from(self.run.width);
         let byte = |row: usize, vector: usize| {
             let (lane, block) = (row / geometry.segment, row % geometry.segment / 8);
-            let unit = block * self.run.block_bytes() + column / per_vector * width * VECTOR;
+            let unit = self.run.units.at(block, column / per_vector);
             self.bytes[unit + vector * VECTOR + lane * per_vector + column % per_vector]
         };
         let Some((code, index)) = &self.code else {

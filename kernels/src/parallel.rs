@@ -54,7 +54,7 @@ pub fn attentive<T: Send>(work: impl FnOnce() -> T + Send) -> T {
 }
 
 /// Runs `task` for parts of `0..n` until all is done, on the threads of the current rayon pool that are free. Each thread goes through a contiguous part of it,
-/// in steps of half of what is left of that; then it takes over half of the largest part of another thread.
+/// in steps of three quarters of what is left of that; then it takes over half of the largest part of another thread.
 pub(crate) fn share(n: usize, task: impl Fn(Range<usize>) + Sync) {
     let threads = rayon::current_num_threads().min(n);
     if threads <= 1 {
@@ -109,13 +109,14 @@ impl Parts {
     /// What a thread works on next.
     fn next(&self, own: usize) -> Option<Range<usize>> {
         loop {
+            let step = |range: &Range<usize>| range.start + range.len() - range.len() / 4;
             let left = |part: u64| {
                 let range = unpack(part);
-                (!range.is_empty()).then(|| pack(range.start + range.len().div_ceil(2)..range.end))
+                (!range.is_empty()).then(|| pack(step(&range)..range.end))
             };
             if let Ok(before) = self.0[own].fetch_update(Ordering::Relaxed, Ordering::Relaxed, left) {
                 let range = unpack(before);
-                return Some(range.start..range.start + range.len().div_ceil(2));
+                return Some(range.start..step(&range));
             }
             self.0[own].store(pack(self.take_over()?), Ordering::Relaxed);
         }
@@ -174,11 +175,11 @@ mod tests {
         let parts = Parts::new(16, 2);
         parts.claim(0);
         let all: Vec<_> = std::iter::from_fn(|| parts.next(0)).collect();
-        assert_eq!(all, [0..4, 4..6, 6..7, 7..8, 8..12, 12..14, 14..15, 15..16]);
-        let parts = Parts::new(16, 2);
+        assert_eq!(all, [0..6, 6..8, 8..14, 14..16]);
+        let parts = Parts::new(32, 2);
         (0..2).for_each(|t| parts.claim(t));
-        assert_eq!([parts.next(0), parts.next(1), parts.next(1)], [Some(0..4), Some(8..12), Some(12..14)]);
-        assert_eq!([parts.next(0), parts.next(0), parts.next(0), parts.next(0)], [Some(4..6), Some(6..7), Some(7..8), Some(15..16)]);
-        assert_eq!([parts.next(1), parts.next(1), parts.next(0)], [Some(14..15), None, None]);
+        assert_eq!([parts.next(0), parts.next(1), parts.next(1)], [Some(0..12), Some(16..28), Some(28..31)]);
+        assert_eq!([parts.next(1), parts.next(1), parts.next(0)], [Some(31..32), Some(14..16), Some(12..14)]);
+        assert_eq!([parts.next(1), parts.next(0)], [None, None]);
     }
 }

@@ -1,8 +1,8 @@
 //! Products of a packed matrix: its prepared form, and the integer kernels over row blocks and tokens.
 use crate::activations::{Activations, SECTION};
 use crate::code::CodeSet;
-use crate::cpu::{self, before_first, Aligned, Block, Isa, Kernels, Levels, Partial, Reads, Tables};
-use crate::layout::{Geometry, VECTOR};
+use crate::cpu::{self, before_first, Ahead, Aligned, Blocks, Isa, Kernels, Levels, Lines, Partial, Tables};
+use crate::layout::{Geometry, Units, VECTOR};
 use crate::packed::{Exception, Parts};
 use crate::parallel::share;
 use half::f16;
@@ -23,9 +23,8 @@ fn piece(isa: Isa) -> usize {
     }
 }
 
-/// Bytes of a row block that are multiplied before the next row block is. Measured on a Sapphire Rapids class Xeon (2 MB of second-level cache), 4096 x 14336, all
-/// columns at once and by panels: 33 and 38 at 2 bits, 17.5 and 21 x 10^9 weights a second at 4.
-const PANEL: usize = 256 << 10;
+/// Row blocks times tokens whose sums are in use at once with many tokens: half of the first-level cache.
+const SUMS: usize = 64;
 
 /// Weights times tokens below which a product stays on one thread.
 pub(crate) const PARALLEL_WORK: usize = 1 << 18;
@@ -47,18 +46,9 @@ pub(crate) struct Prepared {
 struct Run {
     kernels: Kernels,
     tables: Arc<Tables>,
-    /// Where its codes begin.
-    offset: usize,
-    /// Bytes of a row block.
-    block: usize,
-    /// Column groups.
-    groups: usize,
-    /// Bytes of a unit.
-    unit: usize,
-    /// Where a unit's last path vector starts.
-    last_path: usize,
-    /// Path vectors one and two path bytes before the first row block, as far as the code reads them.
-    before_first: Vec<Vec<u8>>,
+    units: Units,
+    /// Path vectors one and two path bytes before the first row block; none at width 8.
+    before_first: [Vec<u8>; 2],
     /// Columns.
     count: usize,
     /// In-features and scales of sections of columns, those beyond the last one copies of it without weight: sections of known length are unrolled. They come from main
@@ -90,27 +80,19 @@ fn sections(columns: &[u32], scales: &[f16]) -> Vec<([u16; SECTION], [f16; SECTI
 impl Prepared {
     /// For checked parts and a path that this CPU can run.
     pub fn new(parts: &Parts, geometry: &Geometry, codes: &CodeSet, bytes: &[u8], isa: Isa) -> Self {
-        let per_vector = geometry.columns_per_vector();
         let mut scales = &parts.col_scale[..];
         let mut run = |run: &crate::layout::Run| {
             let code = codes.get(run.width).map(|c| &**c);
-            let history = code.map_or(0, |c| Reads::of(c).before());
             let path_bits = code.map_or(1, |c| usize::from(c.path_bits));
-            let width = usize::from(run.width);
-            let blocks = &bytes[run.offset..][..geometry.blocks() * run.block_bytes()];
-            let before = |age| before_first(blocks, run.block_bytes(), width, path_bits, per_vector, age);
+            let before = |age| code.map_or(Vec::new(), |_| before_first(bytes, &run.units, geometry.lanes, path_bits, age));
             let kernels = cpu::select(isa, code, geometry.lanes);
             let own;
             (own, scales) = scales.split_at(run.columns.len());
             Run {
                 kernels,
                 tables: Tables::shared(code, kernels.signed),
-                offset: run.offset,
-                block: run.block_bytes(),
-                groups: run.groups,
-                unit: width * VECTOR,
-                last_path: (path_bits - 1) * VECTOR,
-                before_first: (1..=history).map(before).collect(),
+                units: run.units,
+                before_first: [1, 2].map(before),
                 count: run.columns.len(),
                 sections: sections(&run.columns, own),
                 level: parts.scale * code.map_or(1.0, |c| c.unit),
@@ -194,7 +176,7 @@ impl Product<'_> {
             cpu::prefetch(&run.sections);
         }
         for run in &self.prepared.runs {
-            cpu::prefetch(&self.bytes[run.offset..][..run.block]);
+            cpu::prefetch(&self.bytes[run.units.offset..][..run.units.len()]);
         }
         cpu::prefetch(&self.prepared.row_scale);
         cpu::prefetch(&self.prepared.exceptions);
@@ -211,25 +193,33 @@ impl Product<'_> {
         }
     }
 
-    fn block<'b>(&'b self, run: usize, block: usize) -> Block<'b> {
-        let run = &self.prepared.runs[run];
-        let codes = &self.bytes[run.offset + block * run.block..][..run.block];
-        // A code that reads a third byte has one path vector a unit, so that two bytes ago is two row blocks ago.
-        let before = |age: usize| match run.before_first.get(age - 1) {
-            None => (codes, run.unit),
-            Some(_) if block >= age => (&self.bytes[run.offset + (block - age) * run.block + run.last_path..], run.unit),
-            Some(_) => (&run.before_first[age - 1 - block][..], VECTOR),
-        };
-        let ((previous, previous_step), (older, older_step)) = (before(1), before(2));
-        Block {
-            codes: codes.as_ptr(),
-            groups: run.groups,
-            previous: previous.as_ptr(),
-            previous_step,
-            older: older.as_ptr(),
-            older_step,
-            tables: &run.tables,
-        }
+    /// Row blocks of each panel of each run, in the order of the codes, with the run. They are multiplied before those of the next panel are.
+    fn panels(&self, blocks: Range<usize>) -> impl Iterator<Item = (usize, Blocks<'_>)> {
+        let panels = || (0..).zip(&self.prepared.runs).flat_map(|(r, run)| run.units.panels().map(move |panel| (r, panel)));
+        let before = blocks.start.saturating_sub(2)..blocks.start;
+        let mut after = panels().skip(1);
+        panels().map(move |(r, panel)| {
+            let run = &self.prepared.runs[r];
+            let own = panel.blocks(blocks.clone());
+            let mut ahead = Ahead { end: self.bytes[own.clone()].as_ptr_range().end, len: own.len(), gap: 0 };
+            let mut before_next = Lines { first: ahead.end, step: 0, count: 0 };
+            if let Some((r, next)) = after.next() {
+                ahead.gap = next.blocks(blocks.clone()).start as isize - own.end as isize;
+                let (before, step) = (next.blocks(before.clone()), self.prepared.runs[r].units.bytes);
+                before_next = Lines { first: self.bytes[before.clone()].as_ptr(), step, count: before.len() / step };
+            }
+            let blocks = Blocks {
+                codes: self.bytes[panel.offset..].as_ptr(),
+                blocks: blocks.clone(),
+                block_bytes: panel.block_bytes,
+                groups: panel.groups,
+                ahead,
+                before_next,
+                before_first: run.before_first.each_ref().map(|vectors| vectors.as_ptr()),
+                tables: &run.tables,
+            };
+            (r, blocks)
+        })
     }
 
     /// Rows of lane `lane` that the row blocks hold.
@@ -282,22 +272,22 @@ impl Product<'_> {
         let x = || x.chunks_exact(self.parts.widths.len()).enumerate();
         let (mut partials, mut levels) = SCRATCH.take();
         levels.resize(16, Aligned([[0; VECTOR]; 8]));
-        if let (true, Some(levels)) = (tokens >= MANY, levels.first_chunk_mut()) {
-            for b in blocks.clone() {
-                partials.clear();
-                partials.resize(tokens, Aligned([[0.0; 16]; 8]));
-                for (r, (run, activations)) in self.prepared.runs.iter().zip(activations).enumerate() {
-                    // SAFETY: `block` checked the bounds of the run's codes, and inputs cover the run's groups.
-                    unsafe { run.kernels.dot_many(&self.block(r, b), &activations.inputs(), levels, &mut partials) };
-                }
-                self.store(b, first, &mut partials, output);
-            }
-        } else {
+        let at_once = if tokens < MANY { blocks.len() } else { SUMS / tokens }.max(1);
+        for first_block in blocks.clone().step_by(at_once) {
+            let blocks = first_block..blocks.end.min(first_block + at_once);
             partials.clear();
-            partials.resize(blocks.len(), Aligned([[0.0; 16]; 8]));
-            self.one_token(&blocks, activations, &mut partials);
-            for (b, partial) in blocks.clone().zip(partials.chunks_exact_mut(1)) {
-                self.store(b, first, partial, output);
+            partials.resize(blocks.len() * tokens, Aligned([[0.0; 16]; 8]));
+            for (r, panel) in self.panels(blocks.clone()) {
+                let (run, x) = (&self.prepared.runs[r], activations[r].inputs());
+                match levels.first_chunk_mut() {
+                    // SAFETY: `panels` checked the bounds of the codes, and inputs cover the run's groups.
+                    Some(levels) if tokens >= MANY => unsafe { run.kernels.dot_many(&panel, &x, levels, tokens, &mut partials) },
+                    // SAFETY: as above.
+                    _ => unsafe { run.kernels.dot(&panel, &x, 0..x.tokens.len(), &mut partials) },
+                }
+            }
+            for (b, partials) in blocks.zip(partials.chunks_exact_mut(tokens)) {
+                self.store(b, first, partials, output);
             }
         }
         SCRATCH.set((partials, levels));
@@ -321,21 +311,6 @@ impl Product<'_> {
                 // SAFETY: as above: the row is one of a row block.
                 let y = unsafe { output.rows(first + t, row..row + 1) };
                 y[0] += self.parts.scale * widen(e.value) * x[usize::from(e.column)];
-            }
-        }
-    }
-
-    /// The products of row blocks by one token, some columns at a time: the path bytes of two row blocks before are then still in the second-level cache.
-    fn one_token(&self, blocks: &Range<usize>, activations: &[Activations], partials: &mut [Partial]) {
-        for (r, (run, activations)) in self.prepared.runs.iter().zip(activations).enumerate() {
-            let x = activations.inputs();
-            let panel = (PANEL / (run.unit * self.geometry.lanes)).max(1);
-            for first in (0..x.sections).step_by(panel) {
-                let sections = first..x.sections.min(first + panel);
-                for (b, partial) in blocks.clone().zip(&mut *partials) {
-                    // SAFETY: `block` checked the bounds of the run's codes, and inputs cover the run's groups.
-                    unsafe { run.kernels.dot(&self.block(r, b), &x, 0..x.tokens.len(), sections.clone(), partial) };
-                }
             }
         }
     }

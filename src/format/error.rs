@@ -24,14 +24,14 @@ pub enum FormatError {
         path: PathBuf,
     },
     /// Written by another version of the format.
-    #[error("{}: format version {found} is not supported (this wsrun reads version 1); update wsrun, or remove the folder and quantize again", path.display())]
+    #[error("{}: format version {found} is not supported (this wsrun reads version {}); update wsrun, or remove the folder and quantize again", path.display(), super::VERSION)]
     Version {
         /// File.
         path: PathBuf,
         /// Version found.
         found: String,
     },
-    /// A field or tensor that version 1 does not have.
+    /// A field or tensor that this version does not have.
     #[error("{}: unknown field `{field}`; update wsrun, or remove the folder and quantize again", path.display())]
     UnknownField {
         /// File.
@@ -182,11 +182,11 @@ pub enum TensorViolation {
     Dtype {
         /// In the file.
         found: &'static str,
-        /// In version 1.
+        /// In this version.
         expected: &'static str,
     },
-    /// An element type that version 1 does not have.
-    #[error("is of type {0}, which version 1 does not have")]
+    /// An element type that this version does not have.
+    #[error("is of type {0}, which the format does not have")]
     UnknownDtype(String),
     /// Another shape.
     #[error("has shape {found:?}, must be {expected:?}")]

@@ -18,7 +18,7 @@ const SUM: &str = "ws.header";
 const ZEROS: &str = "0000000000000000";
 const FIELDS: [&str; 4] = ["ws.version", "ws.checksums", "ws.shapes", SUM];
 
-/// Element types of version 1.
+/// Element types of the format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Dtype {
     U8,

@@ -1,4 +1,4 @@
-//! The .ws container, version 1: a Hugging Face style folder whose safetensors shards hold packed matrices. `docs/format.md` specifies every
+//! The .ws container, version 2: a Hugging Face style folder whose safetensors shards hold packed matrices. `docs/format.md` specifies every
 //! tensor and bit. Knows no model.
 //!
 //! * [`Shard`] is written in one piece, [`finish_folder`] makes shards a model. Nothing is renamed to its final name that the reader would refuse.
@@ -30,7 +30,7 @@ pub use shard::shard_is_complete;
 pub use write::{Packed, Shard, Table8};
 
 /// Version of the container that is written and read.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// `quant_method` in config.json.
 pub const METHOD: &str = "watersic";
 

@@ -131,6 +131,7 @@ pub(crate) fn dense_values(tensor: &Tensor, name: &str) -> Result<Vec<f32>, Quan
 fn fingerprint(model: &Opened, table: &[f32], coder: &Coder) -> String {
     let mut hash = xxhash_rust::xxh3::Xxh3::new();
     hash.update(env!("CARGO_PKG_VERSION").as_bytes());
+    hash.update(&crate::format::VERSION.to_le_bytes());
     hash.update(format!("{:?}", coder.codes).as_bytes());
     hash.update(model.config_json.to_string().as_bytes());
     table.iter().for_each(|v| hash.update(&v.to_le_bytes()));

@@ -51,7 +51,8 @@ fn a_forged_shard_is_accepted_as_long_as_it_is_right() {
 #[test]
 fn versions_and_fields_of_the_future_are_named() {
     let version = |value: &'static str| move |f: &mut Forged| f.header["__metadata__"]["ws.version"] = value.into();
-    forged(FIRST, version("2"), &["version 2", "update wsrun"]);
+    forged(FIRST, version("1"), &["version 1", "reads version 2", "quantize again"]);
+    forged(FIRST, version("3"), &["version 3", "update wsrun"]);
     forged(FIRST, version(""), &["version none"]);
     forged(FIRST, |f| f.header["__metadata__"]["ws.rotation"] = "x".into(), &["ws.rotation", "update wsrun"]);
     forged(FIRST, |f| rename(f, &format!("{MIXED}.bias"), &format!("{MIXED}.rotation")), &["rotation", "update wsrun"]);
@@ -59,8 +60,8 @@ fn versions_and_fields_of_the_future_are_named() {
     forged(LAST, |f| rename(f, "model.norm.weight", "lm_head.q8_zero"), &["lm_head.q8_zero", "update wsrun"]);
 
     let folder = Folder::new();
-    folder.edit_json("config.json", |config| config["quantization_config"]["format_version"] = 2.into());
-    assert_says(&refusal(&folder), &["config.json", "version 2", "update wsrun"]);
+    folder.edit_json("config.json", |config| config["quantization_config"]["format_version"] = 3.into());
+    assert_says(&refusal(&folder), &["config.json", "version 3", "update wsrun"]);
     folder.edit_json("config.json", |config| config["quantization_config"]["quant_method"] = "gptq".into());
     assert_says(&refusal(&folder), &["not a .ws model"]);
     assert!(!WsModel::is_ws(&folder.dir()));
@@ -192,7 +193,7 @@ fn duplicates_and_broken_checksums_are_refused() {
     // A second key is put where the padding was, so that all lengths stay right.
     let end = 8 + u64::from_le_bytes(good[..8].try_into().unwrap()) as usize;
     let header = std::str::from_utf8(&good[8..end]).unwrap().trim_end();
-    for (twice, says) in [("\"ws.version\":\"1\",", "ws.version is there twice"), ("\"format\":\"pt\",", "format is there twice")] {
+    for (twice, says) in [("\"ws.version\":\"2\",", "ws.version is there twice"), ("\"format\":\"pt\",", "format is there twice")] {
         let doubled = header.replacen("\"__metadata__\":{", &format!("\"__metadata__\":{{{twice}"), 1);
         let mut json = doubled.into_bytes();
         json.resize((8 + json.len()).next_multiple_of(64) - 8, b' ');

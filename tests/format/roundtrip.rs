@@ -105,7 +105,7 @@ fn stored_bits_are_bytes_in_the_file() {
     assert_eq!(names, [MIXED, BARE, PLAIN], "not in model order");
 
     let json = serde_json::to_value(&inspection).unwrap();
-    let expected = serde_json::json!({"quant_method": "watersic", "format_version": 1, "rate": 3.0, "weights": weights});
+    let expected = serde_json::json!({"quant_method": "watersic", "format_version": 2, "rate": 3.0, "weights": weights});
     for (key, value) in expected.as_object().unwrap() {
         assert_eq!(json["quantization"][key], *value);
     }

@@ -69,7 +69,9 @@ impl Reader {
             for (n, &j) in run.iter().enumerate() {
                 let byte = |row: usize, vector: usize| {
                     let (lane, block) = (row / segment, row % segment / 8);
-                    let unit = (block * groups + n / per_vector) * k + vector;
+                    let (group, of_panel) = (n / per_vector, (8192 / (64 * k * lanes)).max(1) * lanes);
+                    let first = group / of_panel * of_panel;
+                    let unit = (first * segment / 8 + block * of_panel.min(groups - first) + group - first) * k + vector;
                     self.bytes(&tensor("codes"))[run_start + unit * 64 + lane * per_vector + n % per_vector]
                 };
                 for r in 0..out {

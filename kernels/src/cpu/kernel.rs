@@ -1,4 +1,5 @@
-//! The products of one row block of one run: a single definition over byte vectors of any width.
+//! The products of row blocks of one run: a single definition over byte vectors of any width.
+use super::blocks::{Block, Blocks};
 use super::inputs::{Aligned, Inputs, Partial, Section};
 use super::tables::{Reads, Tables};
 use super::vector::{prefetch, Vector};
@@ -10,33 +11,6 @@ const NIBBLE: usize = Reads::Nibble as usize;
 const TWO_BYTES: usize = Reads::TwoBytes as usize;
 const WINDOW: usize = Reads::Window as usize;
 const THREE_BYTES: usize = Reads::ThreeBytes as usize;
-
-/// One row block of a run.
-#[derive(Clone, Copy)]
-pub(crate) struct Block<'a> {
-    /// First unit.
-    pub codes: *const u8,
-    /// Column groups.
-    pub groups: usize,
-    /// Path vectors before the block: of the unit at the same group in the row block before, or from [`before_first`]. Read only if the code reads a second path byte.
-    pub previous: *const u8,
-    /// Bytes from one group's to the next.
-    pub previous_step: usize,
-    /// The same two row blocks before. Read only if the code reads a third path byte.
-    pub older: *const u8,
-    /// Bytes from one group's to the next.
-    pub older_step: usize,
-    /// The code.
-    pub tables: &'a Tables,
-}
-
-impl Block<'_> {
-    /// Previous and older vectors of a column group.
-    #[inline(always)]
-    fn before(&self, group: usize, at: usize) -> [*const u8; 2] {
-        [self.previous.wrapping_add(group * self.previous_step + at), self.older.wrapping_add(group * self.older_step + at)]
-    }
-}
 
 /// Hides where a reference comes from. Constants are then read from the tables where they are used, as memory operands; otherwise they are
 /// copied to the stack before the loop and compete for registers until sums are spilled: up to 3 times slower from DRAM on Zen 5.
@@ -199,51 +173,60 @@ unsafe fn rows4<T: Vector, const PATH: usize, const RAW: usize, const READS: usi
     }
 }
 
-/// Adds the product of some sections of a block by the inputs of one token; the same for every `T`.
+/// Adds the products of row blocks by the inputs of one token, each to its own; the same for every `T`.
 ///
 /// # Safety
-/// The CPU must have the instruction set; the block's units and previous vectors must be readable, inputs as long as its groups, and the sections theirs.
+/// The CPU must have the instruction set; the row blocks' units and previous vectors must be readable, and inputs as long as the run's groups.
 #[inline(always)]
 pub(super) unsafe fn dot<T: Vector, const PATH: usize, const RAW: usize, const READS: usize, const BITS: usize>(
-    block: &Block,
+    blocks: &Blocks,
     x: &Inputs,
     inputs: Range<usize>,
-    sections: Range<usize>,
-    out: &mut Partial,
+    out: &mut [Partial],
 ) {
     let (mut apart, mut held) = (MaybeUninit::uninit(), MaybeUninit::uninit());
-    let kept = T::keep(block.tables);
-    for section in sections {
-        let groups = section * x.lanes..block.groups.min((section + 1) * x.lanes);
-        for part in 0..VECTOR / T::BYTES {
-            let by_row = PATH > 0 && BITS <= T::HELD_BITS;
-            if by_row {
-                take_apart::<T, PATH, RAW, READS>(block, groups.clone(), part, &mut apart);
+    let tables = blocks.tables;
+    let kept = T::keep(tables);
+    let mut before_next = blocks.before_next.first.wrapping_add(PATH.saturating_sub(1) * VECTOR);
+    let sections = blocks.blocks.len() * blocks.groups.len().div_ceil(x.lanes);
+    let some = if READS == NIBBLE { 0 } else { blocks.before_next.count.div_ceil(sections) };
+    for (block, out) in blocks.blocks.clone().zip(out) {
+        let block = blocks.block::<PATH, RAW>(block);
+        for (section, groups) in blocks.sections(x.lanes) {
+            for _ in 0..some {
+                T::prefetch_second_level(before_next);
+                before_next = before_next.wrapping_add(blocks.before_next.step);
             }
-            for x in inputs.clone().map(|input| x.section(input, section)) {
-                if x.scale == 0.0 {
-                    continue;
-                }
+            for part in 0..VECTOR / T::BYTES {
+                let by_row = PATH > 0 && BITS <= T::HELD_BITS;
                 if by_row {
-                    let apart = apart.as_ptr();
-                    hold::<T, BITS>(&x, groups.len(), part, &mut held);
-                    each_of_eight!(
-                        R,
-                        row_dot::<T, PATH, RAW, READS, BITS, R>(
-                            apart,
-                            held.as_ptr().cast(),
-                            &x,
-                            groups.len(),
-                            (&kept, block.tables),
-                            part,
-                            out
-                        )
-                    );
-                    continue;
+                    take_apart::<T, PATH, RAW, READS>(&block, groups.clone(), part, &mut apart);
                 }
-                strip::<T, PATH, RAW, READS, BITS, 0>(block, &kept, &x, groups.clone(), part, out);
-                if T::ROWS == 4 {
-                    strip::<T, PATH, RAW, READS, BITS, 4>(block, &kept, &x, groups.clone(), part, out);
+                for x in inputs.clone().map(|input| x.section(input, section)) {
+                    if x.scale == 0.0 {
+                        continue;
+                    }
+                    if by_row {
+                        let apart = apart.as_ptr();
+                        hold::<T, BITS>(&x, groups.len(), part, &mut held);
+                        each_of_eight!(
+                            R,
+                            row_dot::<T, PATH, RAW, READS, BITS, R>(
+                                apart,
+                                held.as_ptr().cast(),
+                                &x,
+                                groups.len(),
+                                (&kept, tables),
+                                part,
+                                out
+                            )
+                        );
+                        continue;
+                    }
+                    strip::<T, PATH, RAW, READS, BITS, 0>(&block, (&kept, tables), &x, groups.clone(), part, out);
+                    if T::ROWS == 4 {
+                        strip::<T, PATH, RAW, READS, BITS, 4>(&block, (&kept, tables), &x, groups.clone(), part, out);
+                    }
                 }
             }
         }
@@ -301,12 +284,14 @@ unsafe fn take_apart<T: Vector, const PATH: usize, const RAW: usize, const READS
 ) {
     let apart = apart.as_mut_ptr();
     let at = part * T::BYTES;
+    let unit_bytes = (PATH + RAW) * VECTOR;
+    let distances = block.ahead.distances(block.codes.wrapping_add(groups.start * unit_bytes), groups.len() * unit_bytes);
     for n in 0..groups.len().next_multiple_of(2) {
         let group = groups.start + n.min(groups.len() - 1);
-        let unit = block.codes.add(group * (PATH + RAW) * VECTOR);
+        let unit = block.codes.wrapping_add(group * unit_bytes);
         let before = block.before(group, at);
         if part == 0 {
-            prefetch::<T>(unit, PATH + RAW);
+            prefetch::<T>(unit, PATH + RAW, distances);
         }
         for v in 0..PATH + RAW {
             let split = T::split(T::load(unit.add(v * VECTOR + at)));
@@ -399,17 +384,20 @@ unsafe fn add_to<T: Vector>(out: &mut [f32; 16], part: usize, sums: T::Sums, sca
 /// Levels of a column group as [`Vector::store_levels`] writes them, `[row][byte of the vector]`.
 pub(crate) type Levels = Aligned<[[u8; VECTOR]; 8]>;
 
-/// Looks up the levels of some column groups.
+/// Looks up the levels of some column groups of a row block, counted from the first one of the panel.
 ///
 /// # Safety
-/// As for [`dot`]; `groups` must be the block's, and no more than the levels.
+/// As for [`dot`]; `groups` must be the panel's, and no more than the levels.
 #[inline(always)]
 pub(super) unsafe fn look_up<T: Vector, const PATH: usize, const RAW: usize, const READS: usize, const BITS: usize>(
-    block: &Block,
+    blocks: &Blocks,
+    block: usize,
     groups: Range<usize>,
     levels: &mut [Levels],
 ) {
-    let kept = T::keep(block.tables);
+    let tables = blocks.tables;
+    let kept = T::keep(tables);
+    let block = &blocks.block::<PATH, RAW>(block);
     if PATH > 0 && BITS <= T::HELD_BITS {
         let mut apart = MaybeUninit::uninit();
         for (first, levels) in groups.clone().step_by(TILE).zip(levels.chunks_mut(TILE)) {
@@ -418,16 +406,18 @@ pub(super) unsafe fn look_up<T: Vector, const PATH: usize, const RAW: usize, con
                 take_apart::<T, PATH, RAW, READS>(block, groups.clone(), part, &mut apart);
                 let apart = apart.as_ptr();
                 let levels = &mut levels[..groups.len()];
-                each_of_eight!(R, row_look_up::<T, PATH, RAW, READS, BITS, R>(apart, (&kept, block.tables), part, levels));
+                each_of_eight!(R, row_look_up::<T, PATH, RAW, READS, BITS, R>(apart, (&kept, tables), part, levels));
             }
         }
         return;
     }
+    let unit_bytes = (PATH + RAW) * VECTOR;
+    let distances = block.ahead.distances(block.codes.wrapping_add(groups.start * unit_bytes), groups.len() * unit_bytes);
     for (group, rows) in groups.zip(levels) {
         for at in (0..VECTOR).step_by(T::BYTES) {
-            let unit = block.codes.add(group * (PATH + RAW) * VECTOR + at);
+            let unit = block.codes.wrapping_add(group * unit_bytes + at);
             if at == 0 {
-                prefetch::<T>(unit, PATH + RAW);
+                prefetch::<T>(unit, PATH + RAW, distances);
             }
             if PATH == 0 {
                 for (row, bytes) in rows.iter_mut().enumerate() {
@@ -436,12 +426,8 @@ pub(super) unsafe fn look_up<T: Vector, const PATH: usize, const RAW: usize, con
                 continue;
             }
             let before = block.before(group, at);
-            rows4::<T, PATH, RAW, READS, BITS, 0>(unit, before, &kept, block.tables, |j, w| {
-                T::store_levels(rows[j].as_mut_ptr().add(at), w)
-            });
-            rows4::<T, PATH, RAW, READS, BITS, 4>(unit, before, &kept, block.tables, |j, w| {
-                T::store_levels(rows[4 + j].as_mut_ptr().add(at), w)
-            });
+            rows4::<T, PATH, RAW, READS, BITS, 0>(unit, before, &kept, tables, |j, w| T::store_levels(rows[j].as_mut_ptr().add(at), w));
+            rows4::<T, PATH, RAW, READS, BITS, 4>(unit, before, &kept, tables, |j, w| T::store_levels(rows[4 + j].as_mut_ptr().add(at), w));
         }
     }
 }
@@ -531,7 +517,7 @@ unsafe fn multiply_by<T: Vector, const TWO: bool>(levels: &[Levels], x: [Section
 #[inline(always)]
 unsafe fn strip<T: Vector, const PATH: usize, const RAW: usize, const READS: usize, const BITS: usize, const R0: usize>(
     block: &Block,
-    kept: &T::Kept,
+    (kept, tables): (&T::Kept, &Tables),
     x: &Section,
     groups: Range<usize>,
     part: usize,
@@ -542,9 +528,10 @@ unsafe fn strip<T: Vector, const PATH: usize, const RAW: usize, const READS: usi
     let mut sums = [x.start::<T>(at); 8];
     let mut unit = block.codes.wrapping_add(groups.start * unit_bytes + at);
     let mut before = block.before(groups.start, at);
+    let distances = block.ahead.distances(unit, groups.len() * unit_bytes);
     for group in 0..groups.len() {
         if part == 0 && R0 == 0 {
-            prefetch::<T>(unit, PATH + RAW);
+            prefetch::<T>(unit, PATH + RAW, distances);
         }
         let x = x.activations::<T>(group, at);
         if PATH == 0 {
@@ -555,11 +542,9 @@ unsafe fn strip<T: Vector, const PATH: usize, const RAW: usize, const READS: usi
             continue;
         }
         let x = T::activations(x);
-        rows4::<T, PATH, RAW, READS, BITS, R0>(unit, before, kept, block.tables, |j, levels| sums[j] = T::dot(sums[j], levels, x));
+        rows4::<T, PATH, RAW, READS, BITS, R0>(unit, before, kept, tables, |j, levels| sums[j] = T::dot(sums[j], levels, x));
         if T::ROWS == 8 {
-            rows4::<T, PATH, RAW, READS, BITS, 4>(unit, before, kept, block.tables, |j, levels| {
-                sums[4 + j] = T::dot(sums[4 + j], levels, x)
-            });
+            rows4::<T, PATH, RAW, READS, BITS, 4>(unit, before, kept, tables, |j, levels| sums[4 + j] = T::dot(sums[4 + j], levels, x));
         }
         unit = unit.wrapping_add(unit_bytes);
         if READS != NIBBLE {
@@ -572,31 +557,4 @@ unsafe fn strip<T: Vector, const PATH: usize, const RAW: usize, const READS: usi
     for (sums, out) in sums.into_iter().zip(&mut out[R0..R0 + T::ROWS]) {
         add_to::<T>(out, part, sums, x.scale);
     }
-}
-
-/// The path vectors `age` path bytes before those of the first row block: each lane continues the lane before it, the first one follows zeros. `blocks`:
-/// all row blocks of the run.
-pub(crate) fn before_first(
-    blocks: &[u8],
-    block_bytes: usize,
-    width: usize,
-    path_bits: usize,
-    columns_per_vector: usize,
-    age: usize,
-) -> Vec<u8> {
-    let per_lane = blocks.len() / block_bytes * path_bits;
-    let lanes = VECTOR / columns_per_vector;
-    let mut vectors = Vec::with_capacity(block_bytes / width);
-    for group in 0..block_bytes / (width * VECTOR) {
-        for lane in 0..lanes {
-            let Some(byte) = (lane * per_lane).checked_sub(age) else {
-                vectors.resize(vectors.len() + columns_per_vector, 0);
-                continue;
-            };
-            let (lane, byte) = (byte / per_lane, byte % per_lane);
-            let vector = byte / path_bits * block_bytes + (group * width + byte % path_bits) * VECTOR;
-            vectors.extend_from_slice(&blocks[vector + lane * columns_per_vector..][..columns_per_vector]);
-        }
-    }
-    vectors
 }

@@ -4,6 +4,7 @@
 //! a run once, when a matrix is made.
 #[cfg(target_arch = "x86_64")]
 mod amx;
+mod blocks;
 mod inputs;
 mod kernel;
 mod portable;
@@ -16,14 +17,16 @@ mod x86;
 
 use crate::code::LinearCode;
 use crate::layout::VECTOR;
+pub(crate) use blocks::{before_first, Blocks, Lines};
 pub(crate) use inputs::{Aligned, Inputs, Partial};
-pub(crate) use kernel::{before_first, Block, Levels};
+pub(crate) use kernel::Levels;
 pub use read::read;
 pub(crate) use rows::{rows_dot, RowsDot, TwoBytes, MOST_COLUMNS};
 use std::ops::Range;
 use std::sync::OnceLock;
 use tables::look_up_bits;
 pub(crate) use tables::{Reads, Tables};
+pub(crate) use vector::Ahead;
 use vector::Vector;
 
 /// An instruction-set path.
@@ -145,8 +148,8 @@ pub(crate) const TOGETHER: usize = 16;
 /// The functions that multiply by the blocks of one run.
 #[derive(Clone, Copy)]
 pub(crate) struct Kernels {
-    dot: unsafe fn(&Block, &Inputs, Range<usize>, Range<usize>, &mut Partial),
-    look_up: unsafe fn(&Block, Range<usize>, &mut [Levels]),
+    dot: unsafe fn(&Blocks, &Inputs, Range<usize>, &mut [Partial]),
+    look_up: unsafe fn(&Blocks, usize, Range<usize>, &mut [Levels]),
     multiply: Multiply,
     /// Tables hold levels as they are, without 128 added.
     pub signed: bool,
@@ -156,26 +159,27 @@ pub(crate) struct Kernels {
 type Multiply = unsafe fn(levels: &mut [Levels; 16], groups: usize, section: usize, x: &Inputs, out: &mut [Partial]);
 
 impl Kernels {
-    /// Adds the product of some sections of a block by the inputs of one token.
+    /// Adds the products of row blocks by the inputs of one token, each to its own of `out`.
     ///
     /// # Safety
-    /// The block must belong to the run that the kernels were selected for: `groups` units at `codes` and as many vectors at `previous` and
-    /// `older`, as far as the code reads them; inputs must be as long as the groups, and have the sections.
-    pub unsafe fn dot(&self, block: &Block, x: &Inputs, inputs: Range<usize>, sections: Range<usize>, out: &mut Partial) {
-        (self.dot)(block, x, inputs, sections, out)
+    /// The panel must belong to the run that the kernels were selected for, all its row blocks up to the last of these must be readable, and vectors before the first, as far as
+    /// the code reads them; inputs must be as long as the run's groups, and a panel begins with a section.
+    pub unsafe fn dot(&self, blocks: &Blocks, x: &Inputs, inputs: Range<usize>, out: &mut [Partial]) {
+        (self.dot)(blocks, x, inputs, out)
     }
 
-    /// Adds the products of a block by all inputs, that of a token to `out[token]`, with the same results as [`Kernels::dot`]. Levels are looked up once,
+    /// Adds the products of row blocks by all inputs, that of a token to `out[row block][token]`, with the same results as [`Kernels::dot`]. Levels are looked up once,
     /// into working memory.
     ///
     /// # Safety
     /// As for [`Kernels::dot`].
-    pub unsafe fn dot_many(&self, block: &Block, x: &Inputs, levels: &mut [Levels; 16], out: &mut [Partial]) {
-        for (section, first) in (0..block.groups).step_by(x.lanes).enumerate() {
-            let groups = first..block.groups.min(first + x.lanes);
-            (self.look_up)(block, groups.clone(), &mut levels[..groups.len()]);
-            levels[groups.len()..].fill(Aligned([[0; VECTOR]; 8]));
-            (self.multiply)(levels, groups.len(), section, x, out);
+    pub unsafe fn dot_many(&self, blocks: &Blocks, x: &Inputs, levels: &mut [Levels; 16], tokens: usize, out: &mut [Partial]) {
+        for (block, out) in blocks.blocks.clone().zip(out.chunks_exact_mut(tokens)) {
+            for (section, groups) in blocks.sections(x.lanes) {
+                (self.look_up)(blocks, block, groups.clone(), &mut levels[..groups.len()]);
+                levels[groups.len()..].fill(Aligned([[0; VECTOR]; 8]));
+                (self.multiply)(levels, groups.len(), section, x, out);
+            }
         }
     }
 }
@@ -197,24 +201,24 @@ macro_rules! kernels {
 
             $(#[target_feature(enable = $features)])?
             unsafe fn dot<const PATH: usize, const RAW: usize, const READS: usize, const BITS: usize>(
-                block: &Block,
+                blocks: &Blocks,
                 x: &Inputs,
                 inputs: Range<usize>,
-                sections: Range<usize>,
-                out: &mut Partial,
+                out: &mut [Partial],
             ) {
                 // SAFETY: the caller's contract is the kernel's, and the instruction set is enabled.
-                unsafe { kernel::dot::<$vector, PATH, RAW, READS, BITS>(block, x, inputs, sections, out) }
+                unsafe { kernel::dot::<$vector, PATH, RAW, READS, BITS>(blocks, x, inputs, out) }
             }
 
             $(#[target_feature(enable = $features)])?
             unsafe fn look_up<const PATH: usize, const RAW: usize, const READS: usize, const BITS: usize>(
-                block: &Block,
+                blocks: &Blocks,
+                block: usize,
                 groups: Range<usize>,
                 levels: &mut [Levels],
             ) {
                 // SAFETY: as above.
-                unsafe { kernel::look_up::<$vector, PATH, RAW, READS, BITS>(block, groups, levels) }
+                unsafe { kernel::look_up::<$vector, PATH, RAW, READS, BITS>(blocks, block, groups, levels) }
             }
 
             $(#[target_feature(enable = $features)])?
@@ -342,7 +346,7 @@ mod tests {
         let own_tables = rng.random_bool(0.3);
         let positions = 8 / usize::from(path_bits);
         let mut masks = || (0..positions).map(|_| (0..index_bits).map(|_| rng.random()).collect::<Vec<u8>>()).collect::<Vec<_>>();
-        let (mut a, mut c, mut d) = (masks(), masks(), if reads.before() == 2 { masks() } else { Vec::new() });
+        let (mut a, mut c, mut d) = (masks(), masks(), if reads == Reads::TwoBytes { Vec::new() } else { masks() });
         if reads == Reads::Window {
             for i in 0..8 {
                 a[i].iter_mut().for_each(|mask| *mask &= if i < 4 { 0xF0 } else { 0xFF });
@@ -360,18 +364,25 @@ mod tests {
     /// Every instruction set and vector width against the narrowest portable one, which the tests of whole matrices check against the definition.
     fn compare(rng: &mut ChaCha8Rng, code: Option<&LinearCode>) {
         let width = code.map_or(8, |c| usize::from(c.bits()));
-        let groups = rng.random_range(1..80);
+        let (blocks, groups) = (rng.random_range(1..4), rng.random_range(1..80));
         let mut bytes = |len: usize| (0..len).map(|_| rng.random::<u8>()).collect::<Vec<u8>>();
-        let (codes, previous, older) = (bytes(groups * width * VECTOR), bytes(groups * VECTOR), bytes(groups * 3 * VECTOR));
+        let (codes, before) = (bytes(blocks * groups * width * VECTOR), [bytes(groups * VECTOR), bytes(groups * VECTOR)]);
         let tables = [false, true].map(|signed| Tables::new(code, signed));
-        let block = |kernels: &Kernels| Block {
-            codes: codes.as_ptr(),
-            groups,
-            previous: previous.as_ptr(),
-            previous_step: VECTOR,
-            older: older.as_ptr(),
-            older_step: 3 * VECTOR,
-            tables: &tables[usize::from(kernels.signed)],
+        // Two panels, up to group `middle` and from it.
+        let panel = |kernels: &Kernels, blocks: Range<usize>, (all, middle): (usize, usize), second: bool| {
+            let own = if second { middle..groups } else { 0..middle };
+            let start = own.start * all * width * VECTOR;
+            let codes = &codes[start..start + own.len() * all * width * VECTOR];
+            Blocks {
+                codes: codes.as_ptr(),
+                blocks,
+                block_bytes: own.len() * width * VECTOR,
+                groups: own,
+                ahead: Ahead { end: codes.as_ptr_range().end, len: codes.len(), gap: 0 },
+                before_next: Lines { first: codes.as_ptr(), step: width * VECTOR, count: 1 },
+                before_first: [0, 1].map(|age: usize| before[age].as_ptr()),
+                tables: &tables[usize::from(kernels.signed)],
+            }
         };
         for lanes in [16, 8, 4, 1] {
             let mut paths = vec![portable32_kernels::select(code), portable64_kernels::select(code)];
@@ -394,23 +405,34 @@ mod tests {
             }
             x.finish();
             let x = x.inputs();
-            let middle = rng.random_range(0..=x.sections);
+            let middle = groups.min(lanes * rng.random_range(0..=x.sections));
+            let panels = |kernels: &Kernels, from: usize| {
+                let own = [false, true].map(|second| panel(kernels, from..blocks, (blocks, middle), second));
+                own.into_iter().filter(|panel| !panel.groups.is_empty())
+            };
             let one_by_one = |kernels: &Kernels| {
-                let mut out: Vec<Partial> = vec![Aligned([[1.0; 16]; 8]); count];
+                let mut out: Vec<Partial> = vec![Aligned([[1.0; 16]; 8]); blocks * count];
                 let mut first = 0;
                 for inputs in x.tokens.chunk_by(|a, b| a == b) {
-                    // SAFETY: `codes` has `groups` units of the code, `previous`, `older` and the inputs as many vectors.
-                    unsafe { kernels.dot(&block(kernels), &x, first..first + inputs.len(), 0..middle, &mut out[inputs[0]]) };
-                    // SAFETY: as above.
-                    unsafe { kernels.dot(&block(kernels), &x, first..first + inputs.len(), middle..x.sections, &mut out[inputs[0]]) };
+                    let mut of_token = vec![Aligned([[1.0; 16]; 8]); blocks];
+                    for panel in panels(kernels, 0) {
+                        // SAFETY: `codes` has `groups` units of the code for each row block, `before` and the inputs as many vectors.
+                        unsafe { kernels.dot(&panel, &x, first..first + inputs.len(), &mut of_token) };
+                    }
+                    (0..).zip(of_token).for_each(|(block, partial): (usize, _)| out[block * count + inputs[0]] = partial);
                     first += inputs.len();
                 }
                 out
             };
             let together = |kernels: &Kernels| {
-                let mut out: Vec<Partial> = vec![Aligned([[1.0; 16]; 8]); count];
-                // SAFETY: as above.
-                unsafe { kernels.dot_many(&block(kernels), &x, &mut [Aligned([[0; VECTOR]; 8]); 16], &mut out) };
+                let mut out: Vec<Partial> = vec![Aligned([[1.0; 16]; 8]); blocks * count];
+                // Each row block by itself.
+                for (block, out) in out.chunks_exact_mut(count).enumerate() {
+                    for panel in panels(kernels, block) {
+                        // SAFETY: as above.
+                        unsafe { kernels.dot_many(&panel, &x, &mut [Aligned([[0; VECTOR]; 8]); 16], count, out) };
+                    }
+                }
                 out
             };
             let expected = one_by_one(&portable_kernels::select(code));

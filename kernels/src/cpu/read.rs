@@ -1,5 +1,5 @@
 //! Reads memory as the products do: what their share of its bandwidth is measured against.
-use super::vector::{prefetch, Vector};
+use super::vector::{prefetch, Vector, IN_ORDER};
 use super::{Isa, IsaError};
 
 /// Bytes that are read together.
@@ -11,7 +11,7 @@ const TOGETHER: usize = 256;
 unsafe fn read_all<T: Vector>(bytes: &[[u8; TOGETHER]]) -> u8 {
     let mut sums = [T::load([0; 64].as_ptr()); 4];
     for bytes in bytes {
-        prefetch::<T>(bytes.as_ptr(), TOGETHER / 64);
+        prefetch::<T>(bytes.as_ptr(), TOGETHER / 64, IN_ORDER);
         for (i, at) in (0..TOGETHER).step_by(T::BYTES).enumerate() {
             sums[i % 4] = T::xor(sums[i % 4], T::load(bytes.as_ptr().add(at)));
         }

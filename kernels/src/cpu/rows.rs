@@ -1,5 +1,5 @@
 //! Dot products of int8 rows with activations in two bytes.
-use super::vector::{prefetch, Vector};
+use super::vector::{prefetch, Vector, IN_ORDER};
 use super::{Isa, IsaError};
 use crate::layout::VECTOR;
 
@@ -39,13 +39,13 @@ unsafe fn dot<T: Vector>(q: &[u8], scales: &[f32], x: &TwoBytes, y: &mut [f32]) 
         // What is prefetched belongs to the rows to come.
         for first in 0..whole / STEP {
             let at = first * STEP * VECTOR;
-            prefetch::<T>(q.as_ptr().add(at), STEP);
+            prefetch::<T>(q.as_ptr().add(at), STEP, IN_ORDER);
             for n in 0..STEP {
                 add_vector::<T>(&mut sums[n % 2], q.as_ptr().add(at + n * VECTOR), bytes, at + n * VECTOR);
             }
         }
         for n in whole / STEP * STEP..whole {
-            prefetch::<T>(q.as_ptr().add(n * VECTOR), 1);
+            prefetch::<T>(q.as_ptr().add(n * VECTOR), 1, IN_ORDER);
             add_vector::<T>(&mut sums[0], q.as_ptr().add(n * VECTOR), bytes, n * VECTOR);
         }
         if rest > 0 {

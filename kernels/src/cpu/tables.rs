@@ -231,13 +231,4 @@ impl Reads {
             Reads::ThreeBytes
         }
     }
-
-    /// Path bytes before the current one.
-    pub fn before(self) -> usize {
-        match self {
-            Reads::Nibble => 0,
-            Reads::TwoBytes => 1,
-            Reads::Window | Reads::ThreeBytes => 2,
-        }
-    }
 }
