@@ -22,6 +22,8 @@ pub const MIXED: &str = "model.layers.2.self_attn.q_proj";
 pub const PLAIN: &str = "model.layers.10.mlp.down_proj";
 /// No codes at all: widths 0 and 16.
 pub const BARE: &str = "model.layers.2.mlp.up_proj";
+/// 16 lanes; panels of 128 columns of width 3, and of 64 of width 6.
+pub const WIDE: &str = "model.layers.11.mlp.down_proj";
 
 /// Scalar codes, but 1, 2 and 4 bits with random trellises: one path bit, three path bytes and a level table for each row position; a single table; a
 /// level table for each row position.
@@ -79,6 +81,7 @@ pub fn matrices() -> Vec<Packed> {
         packed(PLAIN, Parts { row_scale: vec![f16::ONE; 13], ..matrix(3, 13, &[3, 3, 4, 1, 2], &[]) }),
         packed(MIXED, matrix(2, 48, &mixed, &[(0, 70), (5, 0), (5, 1), (47, 33)])),
         packed(BARE, matrix(4, 9, &[0, 16, 0], &[(8, 2)])),
+        packed(WIDE, matrix(6, 256, &std::array::from_fn::<u8, 450, _>(|j| [3, 3, 6][j % 3]), &[])),
     ]
 }
 

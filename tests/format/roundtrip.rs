@@ -102,7 +102,7 @@ fn stored_bits_are_bytes_in_the_file() {
     assert_eq!(inspection.stored_bits, 8.0 * bytes as f64 / weights as f64);
     assert_eq!(inspection.file_bytes, [FIRST, LAST].iter().map(|name| folder.read(name).len() as u64).sum::<u64>());
     let names: Vec<&str> = inspection.layers.iter().map(|l| l.name.as_str()).collect();
-    assert_eq!(names, [MIXED, BARE, PLAIN], "not in model order");
+    assert_eq!(names, [MIXED, BARE, PLAIN, WIDE], "not in model order");
 
     let json = serde_json::to_value(&inspection).unwrap();
     let expected = serde_json::json!({"quant_method": "watersic", "format_version": 2, "rate": 3.0, "weights": weights});

@@ -140,7 +140,7 @@ fn assert_close(a: &[f32], b: &[f32]) {
 fn a_reader_made_from_the_page_agrees() {
     let folder = Folder::new();
     let (model, reader) = (WsModel::open(&folder.dir()).unwrap(), Reader::open(&folder.dir()));
-    for name in [MIXED, PLAIN, BARE] {
+    for name in [MIXED, PLAIN, BARE, WIDE] {
         let matrix = model.matrix(name).unwrap();
         let mut values = vec![0.0; matrix.out_features() * matrix.in_features()];
         matrix.decode(0..matrix.out_features(), &mut values);
