@@ -22,6 +22,9 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 HOME = Path(os.environ.get("WSRUN_HOME") or Path.home() / ".cache" / "wsrun") / "peers"
 PACKAGES = ["llama-cpp-python==0.3.36", "gguf==0.19.0", "numpy==2.2.6"]
+# What llama.cpp is built with where less than all of this CPU is wanted: as on CPUs without AVX-512, older ones and today's.
+ISAS = {"avx2": ["SSE42", "AVX", "AVX2", "BMI2", "FMA", "F16C"]}
+ISAS["avx2-gfni"] = [*ISAS["avx2"], "AVX_VNNI"]
 # What a rate is compared with, by whole bits: Q2_K has 2.6 bits a weight, IQ2_XXS 2.1, Q3_K 3.4, Q4_0 and Q4_K 4.5. llama.cpp rearranges
 # Q2_K, Q4_0 and Q4_K for the CPU when it loads them; without that (its --no-repack), it has another, faster prefill for Q2_K and Q4_K.
 PEERS = {2: ["Q2_K", "Q2_K --no-repack", "IQ2_XXS"], 3: ["Q3_K"], 4: ["Q4_0", "Q4_0 --no-repack", "Q4_K", "Q4_K --no-repack"]}
@@ -38,6 +41,7 @@ SHORT_PROMPT = 8
 EXAMPLES = """examples:
   compare-llama-cpp.py --shape llama3.2-1b --layers 4,12
   compare-llama-cpp.py --shape llama3-8b --layers 2,6 --rates 2 --threads 1 --json figures.json
+  compare-llama-cpp.py --shape llama3.2-1b --isa avx2 --effort light
   compare-llama-cpp.py --gguf model.Q4_1.gguf --model ./model-ws3"""
 
 
@@ -59,9 +63,16 @@ def cpu(field):
     return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == field), "")
 
 
-def enter_environment():
-    """Runs this script again with the Python that has the packages; builds them first if they are not there for this CPU."""
-    folder = HOME / "venv"
+def build_options(isa):
+    """What llama.cpp is built with."""
+    if not isa:
+        return "-DGGML_NATIVE=ON"
+    return " ".join(["-DGGML_NATIVE=OFF", *(f"-DGGML_{feature}=ON" for feature in ISAS[isa])])
+
+
+def enter_environment(isa):
+    """Runs this script again with the Python that has the packages; builds them first if they are not there for this CPU, or the instructions that are wanted of it."""
+    folder = HOME / (f"venv-{isa}" if isa else "venv")
     if Path(sys.prefix).resolve() == folder.resolve():
         return
     python, stamp, log = folder / "bin" / "python", folder / "built-for", HOME / "install.log"
@@ -69,7 +80,7 @@ def enter_environment():
     if not stamp.exists() or stamp.read_text() != built_for:
         if not any(shutil.which(name) for name in [os.environ.get("CXX", "c++"), "g++", "clang++"]):
             raise Failure("a C++ compiler is needed to build llama.cpp: apt-get install build-essential")
-        note(f"building {', '.join(PACKAGES)} for this CPU, 5 to 15 minutes; log: {log}")
+        note(f"building {', '.join(PACKAGES)} for {isa or 'this CPU'}, 5 to 15 minutes; log: {log}")
         HOME.mkdir(parents=True, exist_ok=True)
         try:
             venv.create(folder, clear=True, with_pip=True)
@@ -78,7 +89,7 @@ def enter_environment():
         # A wheel in the cache of pip may have been built for another CPU.
         command = [python, "-m", "pip", "install", "--no-cache-dir", "--no-binary", "llama-cpp-python", *PACKAGES]
         with open(log, "w") as out:
-            done = subprocess.run(command, env={**os.environ, "CMAKE_ARGS": "-DGGML_NATIVE=ON"}, stdout=out, stderr=subprocess.STDOUT)
+            done = subprocess.run(command, env={**os.environ, "CMAKE_ARGS": build_options(isa)}, stdout=out, stderr=subprocess.STDOUT)
         if done.returncode != 0:
             raise Failure(f"the build of llama.cpp failed; the end of {log}:\n" + "".join(log.read_text().splitlines(True)[-15:]))
         stamp.write_text(built_for)
@@ -358,6 +369,7 @@ def arguments():
     parser.add_argument("--layers", type=list_of(int), default=[4, 12], metavar="N,M", help="two layer counts of the shape (4,12)")
     parser.add_argument("--rates", type=list_of(float), default=[2, 3, 4], metavar="R,...", help="bits a weight of wsrun (2,3,4)")
     parser.add_argument("--effort", default="default", metavar="LEVEL", help="codes of wsrun: fast, light, default or best")
+    parser.add_argument("--isa", choices=sorted(ISAS), help="both without what else this CPU has, as on a machine with no more (all that it has)")
     parser.add_argument("--threads", type=list_of(int), default=[1, 2], metavar="N,...", help="thread counts (1,2)")
     parser.add_argument("--repeat", type=int, default=5, metavar="N", help="measurements of each kind (5)")
     parser.add_argument("--tokens", type=int, default=32, metavar="N", help=f"tokens to decode, after a prompt of {SHORT_PROMPT} (32)")
@@ -383,13 +395,16 @@ def arguments():
 
 def compare(args):
     """Measures and prints the table."""
-    enter_environment()
+    enter_environment(args.isa)
+    if args.isa:
+        os.environ["WSRUN_ISA"] = args.isa
     import llama_cpp
 
     info = llama_cpp.llama_print_system_info().decode().strip()
     for flag, feature in {"avx2": "AVX2", "avx512f": "AVX512", "avx512_vnni": "AVX512_VNNI"}.items():
-        if flag in cpu("flags").split() and f" {feature} = 1 " not in info:
-            raise Failure(f"llama.cpp was built without {feature}, which this CPU has: delete {HOME / 'venv'} and try again")
+        wanted = feature in ISAS[args.isa] if args.isa else flag in cpu("flags").split()
+        if wanted != (f" {feature} = 1 " in info):
+            raise Failure(f"llama.cpp was built {'without' if wanted else 'with'} {feature}: delete {sys.prefix} and try again")
     wsrun, raw = args.wsrun.resolve(), []
     version = subprocess.run([wsrun, "--version"], capture_output=True, text=True, check=True).stdout.strip()
     versions = [version, PACKAGES[0].replace("==", " "), f"Python {platform.python_version()}"]

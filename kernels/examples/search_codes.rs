@@ -4,7 +4,9 @@
 //!     cargo run --release -p ws-kernels --example search_codes -- raw=1 index=5 window=12 steps=600 seed=1
 //!
 //! prints the best code as a row of `src/tables/`. Options, `key=value`:
-//! * `raw`, `index`: bits of each kind; `window`: path bits that a row reads.
+//! * `raw`, `index`: bits of each kind; `window`: path bits that a row reads; `top`: the largest level at most.
+//! * `sum=1`: levels are sums, one of 16 picked by four index bits and one picked by raw bits and the row's own path bit, which is the other index bit (so `index=5`);
+//!   `share`: deviation of the former at the start, in percent of that of all levels.
 //! * `start`: taps to start from instead of random ones; `a,b,c;d,e,f` for several.
 //! * `rounds`: starts; `steps`: flips tried in each; `heat`: first temperature in 1/10000 of the error; `seed`; `threads`: the result does not
 //!   depend on it; `short`: rows of the sample of the search, a multiple of 131072 for the eighth that trains a start. Two codes' errors over 2^17 rows differ by 0.3 % by chance, and
@@ -30,6 +32,9 @@ const CHUNK_NOISE: f64 = 0.004;
 /// Levels go so many times as far as their conditional means: without, rounding stops them early (1.2 % more error at 4 bits).
 const OVERSHOOT: f64 = 1.8;
 
+/// Index bits of the first of two tables.
+const SUM_BITS: usize = 4;
+
 /// Rounds of training before and after a search.
 const TRAINING: usize = 12;
 
@@ -39,46 +44,97 @@ struct Shape {
     raw: u8,
     index: usize,
     window: u32,
+    top: f64,
+    /// Of sums: share of the first table at the start.
+    share: Option<f64>,
 }
 
-/// A point of the search: taps, and levels in units of the standard deviation, negated at the complement.
+/// A point of the search: taps, and two tables in units of the standard deviation, negated at the complement, whose sums are the levels; the second is `[0]` if levels are
+/// no sums.
 #[derive(Clone)]
 struct Candidate {
     taps: Vec<u16>,
-    levels: Vec<f64>,
+    tables: [Vec<f64>; 2],
+}
+
+impl Candidate {
+    /// The sums; the first table has the lower bits of their index.
+    fn levels(&self) -> Vec<f64> {
+        let [first, second] = &self.tables;
+        second.iter().flat_map(|s| first.iter().map(move |f| f + s)).collect()
+    }
+
+    /// The same in steps of `unit`, each table rounded.
+    fn rounded(&self, unit: f64) -> Vec<f64> {
+        let tables = self.tables.each_ref().map(|table| table.iter().map(|l| (l / unit).round()).collect());
+        Candidate { taps: Vec::new(), tables }.levels()
+    }
 }
 
 impl Shape {
     fn code(&self, candidate: &Candidate) -> LinearCode {
-        let most = candidate.levels.iter().fold(0f64, |m, l| m.max(l.abs()));
-        // Kernels multiply by 16 levels faster where those are small; the unit is then the one that rounds least.
-        let error = |unit: f64| candidate.levels.iter().map(|l| (l - unit * (l / unit).round()).powi(2)).sum::<f64>();
-        let units = |top: f64, steps: u32| (0..steps).map(move |i| most / (top - 0.1 * f64::from(i)));
-        let units = if candidate.levels.len() > 16 { units(127.0, 1) } else { units(31.0, 60) };
-        let unit = units.min_by(|a, b| error(*a).total_cmp(&error(*b))).expect("one unit");
-        let levels = candidate.levels.iter().map(|l| (l / unit).round() as i8).collect();
+        let most = candidate.levels().iter().fold(0f64, |m, l| m.max(l.abs()));
+        // Few levels, and large steps: the unit is the one that rounds least.
+        let error = |unit: f64| candidate.tables.iter().flatten().map(|l| (l - unit * (l / unit).round()).powi(2)).sum::<f64>();
+        let fits = |unit: &f64| candidate.rounded(*unit).iter().all(|l| l.abs() <= self.top);
+        let steps = if self.top < 127.0 { 60 } else { 1 };
+        let units = (0..steps).map(|i| most / (self.top - self.top / 310.0 * f64::from(i))).filter(fits);
+        let unit = units.min_by(|a, b| error(*a).total_cmp(&error(*b))).unwrap_or(most / (self.top - 1.0));
+        let levels = candidate.rounded(unit).iter().map(|l| *l as i8).collect();
         LinearCode::convolutional(1, self.raw, 3, self.window, &candidate.taps, levels, unit as f32)
     }
 
     fn random(&self, rng: &mut ChaCha8Rng) -> Candidate {
-        let count = 1usize << (self.index + usize::from(self.raw));
         // Power of the levels that short searches end near, by width.
         let spread = [0.87, 1.03, 1.12, 1.15, 1.17, 1.18][usize::from(self.raw)];
-        let quantiles: Vec<f64> = (0..count).map(|i| quantile((i as f64 + 0.5) / count as f64)).collect();
-        let power = (quantiles.iter().map(|q| q * q).sum::<f64>() / count as f64).sqrt();
-        Candidate {
-            taps: (0..self.index).map(|_| rng.random::<u16>() & (((1u32 << self.window) - 1) as u16)).collect(),
-            levels: quantiles.iter().map(|q| q / power * spread).collect(),
+        let table = |bits: usize, spread: f64| {
+            let count = 1usize << bits;
+            let quantiles: Vec<f64> = (0..count).map(|i| quantile((i as f64 + 0.5) / count as f64)).collect();
+            let power = (quantiles.iter().map(|q| q * q).sum::<f64>() / count as f64).sqrt();
+            quantiles.iter().map(|q| q / power * spread).collect()
+        };
+        let bits = self.index + usize::from(self.raw);
+        let tables = match self.share {
+            Some(share) => [table(SUM_BITS, spread * share), table(bits - SUM_BITS, spread * (1.0 - share * share).sqrt())],
+            None => [table(bits, spread), vec![0.0]],
+        };
+        let mut tap = |_| rng.random::<u16>() & (((1u32 << self.window) - 1) as u16);
+        let own = self.own();
+        Candidate { taps: (0..own).map(|_| 1).chain((own..self.index).map(&mut tap)).collect(), tables }
+    }
+
+    /// Index bits that are the row's own path bit.
+    fn own(&self) -> usize {
+        if self.share.is_some() {
+            self.index - SUM_BITS
+        } else {
+            0
         }
     }
 
     fn flipped(&self, candidate: &Candidate, rng: &mut ChaCha8Rng) -> Candidate {
         let mut new = candidate.clone();
+        if self.share.is_some() && rng.random_bool(0.35) {
+            self.shift(&mut new.tables[rng.random_range(0..2)], rng);
+            return new;
+        }
         for _ in 0..[1, 1, 2, 2, 3][rng.random_range(0..5)] {
-            let tap = rng.random_range(0..self.index);
+            let tap = rng.random_range(self.own()..self.index);
             new.taps[tap] ^= 1 << rng.random_range(0..self.window);
         }
         new
+    }
+
+    /// Changes a table as a whole, or one pair of its entries: training alone hardly moves how two tables share the levels' power.
+    fn shift(&self, table: &mut [f64], rng: &mut ChaCha8Rng) {
+        if rng.random() {
+            let factor = rng.random_range(-0.06f64..0.06).exp();
+            table.iter_mut().for_each(|l| *l *= factor);
+        } else {
+            let (entry, by) = (rng.random_range(0..table.len()), rng.random_range(-0.1..0.1));
+            table[entry] += by;
+            table[table.len() - 1 - entry] -= by;
+        }
     }
 
     /// Encodes and adds up.
@@ -106,12 +162,29 @@ impl Shape {
         Encoder::new(Arc::new(self.code(candidate))).expect("a valid code")
     }
 
-    /// The levels' conditional means, the value negated at the complement.
+    /// The tables whose sums are nearest to the levels' conditional means (least squares), one after the other.
     fn trained(&self, candidate: &Candidate, tally: &Tally) -> Candidate {
         let mut next = candidate.clone();
-        for ((level, own), other) in next.levels.iter_mut().zip(&tally.sums).zip(tally.sums.iter().rev()) {
-            if own.1 + other.1 > 0.0 {
-                *level += OVERSHOOT * ((own.0 - other.0) / (own.1 + other.1) - *level);
+        let (mut means, mut weights) = (candidate.levels(), Vec::new());
+        for ((level, own), other) in means.iter_mut().zip(&tally.sums).zip(tally.sums.iter().rev()) {
+            let weight = own.1 + other.1;
+            if weight > 0.0 {
+                *level += OVERSHOOT * ((own.0 - other.0) / weight - *level);
+            }
+            weights.push(weight);
+        }
+        let length = candidate.tables[0].len();
+        for turn in 0..if self.share.is_some() { 60 } else { 1 } {
+            let levels = next.levels();
+            let table = &mut next.tables[turn % 2];
+            let mut changes = vec![(0.0, 0.0); table.len()];
+            for (i, ((mean, level), weight)) in means.iter().zip(&levels).zip(&weights).enumerate() {
+                let (change, all) = &mut changes[if turn % 2 == 0 { i % length } else { i / length }];
+                *change += weight * (mean - level);
+                *all += weight;
+            }
+            for (level, (change, all)) in table.iter_mut().zip(changes) {
+                *level += if all > 0.0 { change / all } else { 0.0 };
             }
         }
         next
@@ -245,7 +318,13 @@ fn main() {
     let options: HashMap<String, String> =
         std::env::args().skip(1).filter_map(|a| a.split_once('=').map(|(k, v)| (k.to_owned(), v.to_owned()))).collect();
     let number = |key: &str, default: usize| options.get(key).map_or(default, |v| v.parse().expect("a number"));
-    let shape = Shape { raw: number("raw", 0) as u8, index: number("index", 4), window: number("window", 12) as u32 };
+    let shape = Shape {
+        raw: number("raw", 0) as u8,
+        index: number("index", 4),
+        window: number("window", 12) as u32,
+        top: number("top", 127) as f64,
+        share: (number("sum", 0) == 1).then_some(number("share", 60) as f64 / 100.0),
+    };
     let mut rng = ChaCha8Rng::seed_from_u64(1);
     let data = Data { short: stratified(&mut rng, number("short", 1 << 20)), last: gaussian(&mut rng, 1 << 20) };
     let (rounds, steps, seed) = (number("rounds", 10), number("steps", 2000), number("seed", 1) as u64);

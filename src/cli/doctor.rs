@@ -1,4 +1,5 @@
 //! `wsrun doctor`.
+use super::quantize::Level;
 use super::{load, output};
 use crate::eval::{machine, Spread};
 use crate::hub::Source;
@@ -20,6 +21,9 @@ pub(super) struct Args {
     /// Stored bits a weight, separated by commas, 1 to 6
     #[arg(long, short, value_name = "R,..", value_delimiter = ',', default_value = "2,3,4", value_parser = super::bench::rate)]
     rates: Vec<f64>,
+    /// Codes of the packed weights, as for wsrun quantize
+    #[arg(long, value_enum, default_value = "default")]
+    effort: Level,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -28,7 +32,7 @@ pub(super) struct Args {
 const EXAMPLES: &str = "Examples:
   wsrun doctor
   wsrun doctor --model qwen3-4b --rates 2.5 --threads 1
-  WSRUN_ISA=avx2 wsrun doctor";
+  WSRUN_ISA=avx2 wsrun doctor --effort light";
 
 pub(super) fn run(args: Args, threads: usize) -> anyhow::Result<()> {
     let isa = cpu::isa()?;
@@ -43,7 +47,7 @@ pub(super) fn run(args: Args, threads: usize) -> anyhow::Result<()> {
     let mut products = Vec::new();
     for (i, &rate) in args.rates.iter().enumerate() {
         bar.set(1 + i as u64, &format!("{rate} bits"));
-        products.push(machine::products(rate).map_err(|e| anyhow::anyhow!(e))?);
+        products.push(machine::products(rate, args.effort.into()).map_err(|e| anyhow::anyhow!(e))?);
     }
     drop(bar);
     let expected = |config: &Config, rate: f64, product: &Spread| {

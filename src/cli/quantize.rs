@@ -57,7 +57,7 @@ enum Kind {
 pub(super) enum Level {
     /// Least time
     Fast,
-    /// Time of the default; codes that an instruction-bound CPU multiplies by faster, with a little more error at 2 and 3 bits
+    /// Codes that a CPU without AVX-512 multiplies by up to twice as fast, with a little more error from 2 to 4 bits
     Light,
     /// What the commands that quantize on load use
     Default,

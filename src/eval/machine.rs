@@ -48,13 +48,13 @@ pub fn read(isa: Isa, bytes: &[u8]) -> u8 {
     bytes.par_chunks(part).map(|part| cpu::read(isa, part)).reduce(|| 0, |a, b| a ^ b)
 }
 
-/// Products of a packed matrix (4096 x 4096 at `rate` stored bits, from memory) with one vector, all threads, in 10^9 weights a second.
+/// Products of a packed matrix (4096 x 4096 at `rate` stored bits in the codes of an effort, from memory) with one vector, all threads, in 10^9 weights a second.
 ///
 /// # Errors
 /// `WSRUN_ISA` asks for what this CPU cannot run.
-pub fn products(rate: f64) -> Result<Spread, WeightError> {
+pub fn products(rate: f64, effort: Effort) -> Result<Spread, WeightError> {
     const SIDE: usize = 4096;
-    let weights = RandomWeights::new(rate, Effort::Default)?;
+    let weights = RandomWeights::new(rate, effort)?;
     let copies = (8.0 * PACKED_BYTES as f64 / (rate * (SIDE * SIDE) as f64)).ceil() as usize;
     let matrices = (0..copies).map(|_| weights.matrix(SIDE, SIDE)).collect::<Result<Vec<_>, _>>()?;
     let x: Vec<f32> = (0..SIDE).map(|i| (i as f32 * 0.37).sin()).collect();

@@ -83,10 +83,10 @@ impl Section {
         T::start(self.spread::<T>(self.start, at))
     }
 
-    /// The same for small levels.
+    /// The same for two rows at once.
     #[inline(always)]
-    pub unsafe fn start_small<T: Vector>(&self, at: usize) -> T::Sums {
-        T::start_small(self.spread::<T>(self.start, at))
+    pub unsafe fn start_paired<T: Vector>(&self, at: usize) -> T::Sums {
+        T::start_paired(self.spread::<T>(self.start, at))
     }
 
     #[inline(always)]

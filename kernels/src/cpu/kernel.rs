@@ -4,7 +4,6 @@ use super::inputs::{Aligned, Inputs, Partial, Section};
 use super::tables::{Reads, Tables};
 use super::vector::{prefetch, Vector};
 use crate::layout::VECTOR;
-use std::mem::MaybeUninit;
 use std::ops::Range;
 
 const NIBBLE: usize = Reads::Nibble as usize;
@@ -26,19 +25,6 @@ fn opaque(tables: &Tables) -> &Tables {
     unsafe { &*address }
 }
 
-/// `$body` eight times with `$r` a constant from 0 to 7: a loop would stay one where the body is large, and keep sums in memory.
-macro_rules! each_of_eight {
-    ($r:ident, $body:expr) => {
-        each_of_eight!(@ $r, $body, 0 1 2 3 4 5 6 7)
-    };
-    (@ $r:ident, $body:expr, $($row:literal)*) => {
-        $({
-            const $r: usize = $row;
-            $body;
-        })*
-    };
-}
-
 /// What the rows of one half of a unit are made of, as linear maps read it; what a code does not read is anything.
 #[derive(Clone, Copy)]
 struct Sources<S> {
@@ -55,6 +41,19 @@ struct Sources<S> {
 
 /// Bits of the largest index of which two rows' stand in one byte: that of an even row in the low nibble.
 pub(super) const PAIRED: usize = 4;
+
+/// In place of index bits: two rows' indices of the first table stand in one byte, and two of the second one in another.
+pub(super) const SUMMED: usize = 9;
+
+/// True if indices of the second table have 3 bits, not 4.
+pub(super) const fn narrow(raw: usize) -> bool {
+    raw < 3
+}
+
+/// True if the levels of two rows are looked up at once.
+pub(super) const fn two_rows(bits: usize) -> bool {
+    bits <= PAIRED || bits == SUMMED
+}
 
 /// Level index of row `half * 4 + j` of a unit, or of that and the next one. `PATH` and `RAW`: path and raw bits; `READS`: a [`Reads`].
 #[inline(always)]
@@ -84,6 +83,30 @@ unsafe fn index_of<T: Vector, const PATH: usize, const RAW: usize, const READS: 
     } else if READS == THREE_BYTES {
         index = T::xor(index, T::map(&tables.older[position], sources.older));
     }
+    with_raw::<T, RAW>(index, merged, sources, tables, half, j)
+}
+
+/// Index of row `half * 4 + j` and the next one in the second table of a code whose levels are sums.
+#[inline(always)]
+unsafe fn second_index_of<T: Vector, const RAW: usize>(sources: &Sources<T::Split>, tables: &Tables, half: usize, j: usize) -> T::V {
+    let merged = merges::<T, RAW, WINDOW>() && half == 0;
+    let index = match merged {
+        true => T::map(&tables.merged[j], sources.merged[j / 2]),
+        false => T::map_nibble(&tables.own[half * 4 + j], sources.current, half == 0),
+    };
+    with_raw::<T, RAW>(index, merged, sources, tables, half, j)
+}
+
+/// Adds to an index what raw bits contribute; `merged`: what is in [`Sources::merged`] has been.
+#[inline(always)]
+unsafe fn with_raw<T: Vector, const RAW: usize>(
+    mut index: T::V,
+    merged: bool,
+    sources: &Sources<T::Split>,
+    tables: &Tables,
+    half: usize,
+    j: usize,
+) -> T::V {
     if RAW >= 2 && (RAW % 2 == 1 || !merged) {
         index = T::xor(index, T::map_nibble(&tables.pairs[0][j], sources.pairs[0], j < 2));
     }
@@ -91,18 +114,29 @@ unsafe fn index_of<T: Vector, const PATH: usize, const RAW: usize, const READS: 
         index = T::xor(index, T::map_nibble(&tables.pairs[1][j], sources.pairs[1], j < 2));
     }
     if RAW % 2 == 1 && !merged {
-        index = T::xor(index, T::map_nibble(&tables.top[row], sources.top, half == 0));
+        index = T::xor(index, T::map_nibble(&tables.top[half * 4 + j], sources.top, half == 0));
     }
     index
 }
 
-/// Rows whose levels are looked up at once.
-const fn rows_at_once(bits: usize) -> usize {
-    if bits <= PAIRED {
-        2
-    } else {
-        1
+/// Levels of row `half * 4 + j` and the next one.
+#[inline(always)]
+unsafe fn levels_of_two<T: Vector, const PATH: usize, const RAW: usize, const READS: usize, const BITS: usize>(
+    sources: &Sources<T::Split>,
+    (kept, tables): (&T::Kept, &Tables),
+    half: usize,
+    j: usize,
+) -> [T::Level; 2] {
+    if BITS != SUMMED {
+        return T::levels_of_pair::<0, false>(kept, tables, index_of::<T, PATH, RAW, READS>(sources, kept, tables, half, j));
     }
+    let first = T::levels_of_pair::<0, false>(kept, tables, index_of::<T, PATH, 0, READS>(sources, kept, tables, half, j));
+    let second = second_index_of::<T, RAW>(sources, tables, half, j);
+    let second = match narrow(RAW) {
+        true => T::levels_of_pair::<1, true>(kept, tables, second),
+        false => T::levels_of_pair::<1, false>(kept, tables, second),
+    };
+    [T::add_levels(first[0], second[0]), T::add_levels(first[1], second[1])]
 }
 
 /// The levels of row `half * 4 + j` go to `sink`, and where two rows are looked up at once those of the next row.
@@ -114,12 +148,12 @@ unsafe fn levels_of<T: Vector, const PATH: usize, const RAW: usize, const READS:
     j: usize,
     sink: &mut impl FnMut(usize, T::Level),
 ) {
-    let index = index_of::<T, PATH, RAW, READS>(sources, kept, tables, half, j);
-    if BITS <= PAIRED {
-        let [first, second] = T::levels_of_pair(kept, tables, index);
+    if two_rows(BITS) {
+        let [first, second] = levels_of_two::<T, PATH, RAW, READS, BITS>(sources, (kept, tables), half, j);
         sink(j, first);
         sink(j + 1, second);
     } else {
+        let index = index_of::<T, PATH, RAW, READS>(sources, kept, tables, half, j);
         sink(j, T::level_at::<BITS>(kept, tables, if PATH == 2 { j } else { half * 4 + j }, index));
     }
 }
@@ -164,11 +198,11 @@ unsafe fn rows4<T: Vector, const PATH: usize, const RAW: usize, const READS: usi
     };
     let tables = (kept, tables);
     levels_of::<T, PATH, RAW, READS, BITS>(&sources, tables, half, 0, &mut sink);
-    if rows_at_once(BITS) == 1 {
+    if !two_rows(BITS) {
         levels_of::<T, PATH, RAW, READS, BITS>(&sources, tables, half, 1, &mut sink);
     }
     levels_of::<T, PATH, RAW, READS, BITS>(&sources, tables, half, 2, &mut sink);
-    if rows_at_once(BITS) == 1 {
+    if !two_rows(BITS) {
         levels_of::<T, PATH, RAW, READS, BITS>(&sources, tables, half, 3, &mut sink);
     }
 }
@@ -184,7 +218,6 @@ pub(super) unsafe fn dot<T: Vector, const PATH: usize, const RAW: usize, const R
     inputs: Range<usize>,
     out: &mut [Partial],
 ) {
-    let (mut apart, mut held) = (MaybeUninit::uninit(), MaybeUninit::uninit());
     let tables = blocks.tables;
     let kept = T::keep(tables);
     let mut before_next = blocks.before_next.first.wrapping_add(PATH.saturating_sub(1) * VECTOR);
@@ -198,29 +231,8 @@ pub(super) unsafe fn dot<T: Vector, const PATH: usize, const RAW: usize, const R
                 before_next = before_next.wrapping_add(blocks.before_next.step);
             }
             for part in 0..VECTOR / T::BYTES {
-                let by_row = PATH > 0 && BITS <= T::HELD_BITS;
-                if by_row {
-                    take_apart::<T, PATH, RAW, READS>(&block, groups.clone(), part, &mut apart);
-                }
                 for x in inputs.clone().map(|input| x.section(input, section)) {
                     if x.scale == 0.0 {
-                        continue;
-                    }
-                    if by_row {
-                        let apart = apart.as_ptr();
-                        hold::<T, BITS>(&x, groups.len(), part, &mut held);
-                        each_of_eight!(
-                            R,
-                            row_dot::<T, PATH, RAW, READS, BITS, R>(
-                                apart,
-                                held.as_ptr().cast(),
-                                &x,
-                                groups.len(),
-                                (&kept, tables),
-                                part,
-                                out
-                            )
-                        );
                         continue;
                     }
                     strip::<T, PATH, RAW, READS, BITS, 0>(&block, (&kept, tables), &x, groups.clone(), part, out);
@@ -233,152 +245,31 @@ pub(super) unsafe fn dot<T: Vector, const PATH: usize, const RAW: usize, const R
     }
 }
 
-/// Column groups of a section at most. One row of them at a time needs half the instructions that all rows
-/// need, whose tables are loaded again for each group. Measured on Zen 3 (plain AVX2, 4096 x 4096): 11.3 to 17.5 at 1 bit, 11.0 both at 2 bits (32 half levels),
-/// 8.7 to 8.0 x 10^9 weights a second at 3 bits (64), where tables do not fit into registers.
-const TILE: usize = 16;
-
-/// The vectors of [`TILE`] column groups, taken apart. Only those are written that the code reads.
-struct Apart<S> {
-    path: [[S; TILE]; 2],
-    previous: [S; TILE],
-    older: [S; TILE],
-    raw: [[S; TILE]; 5],
-}
-
-/// What rows of half `half` of a group are made of.
-///
-/// # Safety
-/// `apart` must hold the group.
-#[inline(always)]
-unsafe fn sources<S: Copy, const PATH: usize, const RAW: usize, const READS: usize>(
-    apart: *const Apart<S>,
-    group: usize,
-    half: usize,
-) -> Sources<S> {
-    // Without a bound on the group that the compiler sees: it would unroll the loop over them, beyond what fits into caches of instructions.
-    let read = |vectors: *const [S; TILE]| vectors.cast::<S>().add(group).read();
-    let current = read(&raw const (*apart).path[if PATH == 2 { half } else { 0 }]);
-    let raw = |vector: usize| read(&raw const (*apart).raw[vector]);
-    Sources {
-        current,
-        merged: [current; 2],
-        previous: match READS {
-            NIBBLE => current,
-            _ if PATH == 2 && half == 1 => read(&raw const (*apart).path[0]),
-            _ => read(&raw const (*apart).previous),
-        },
-        older: if READS == NIBBLE || READS == TWO_BYTES { current } else { read(&raw const (*apart).older) },
-        pairs: [if RAW >= 2 { raw(half) } else { current }, if RAW >= 4 { raw(2 + half) } else { current }],
-        top: if RAW % 2 == 1 { raw(RAW - 1) } else { current },
-    }
-}
-
-/// Fills `apart` with bytes `part` of the groups, and one more group that repeats the last.
-#[inline(always)]
-unsafe fn take_apart<T: Vector, const PATH: usize, const RAW: usize, const READS: usize>(
-    block: &Block,
-    groups: Range<usize>,
-    part: usize,
-    apart: &mut MaybeUninit<Apart<T::Split>>,
-) {
-    let apart = apart.as_mut_ptr();
-    let at = part * T::BYTES;
-    let unit_bytes = (PATH + RAW) * VECTOR;
-    let distances = block.ahead.distances(block.codes.wrapping_add(groups.start * unit_bytes), groups.len() * unit_bytes);
-    for n in 0..groups.len().next_multiple_of(2) {
-        let group = groups.start + n.min(groups.len() - 1);
-        let unit = block.codes.wrapping_add(group * unit_bytes);
-        let before = block.before(group, at);
-        if part == 0 {
-            prefetch::<T>(unit, PATH + RAW, distances);
-        }
-        for v in 0..PATH + RAW {
-            let split = T::split(T::load(unit.add(v * VECTOR + at)));
-            if v < PATH {
-                (*apart).path[v][n] = split;
-            } else {
-                (*apart).raw[v - PATH][n] = split;
-            }
-        }
-        if READS != NIBBLE {
-            (*apart).previous[n] = T::split(T::load(before[0]));
-        }
-        if READS == WINDOW || READS == THREE_BYTES {
-            (*apart).older[n] = T::split(T::load(before[1]));
-        }
-    }
-}
-
-/// Bytes `part` of the activations of a section, and one more group of no consequence.
-#[inline(always)]
-unsafe fn hold<T: Vector, const BITS: usize>(x: &Section, groups: usize, part: usize, held: &mut MaybeUninit<[T::Activations; TILE + 1]>) {
-    let held = held.as_mut_ptr().cast::<T::Activations>();
-    for group in 0..=groups {
-        let x = if group < groups { x.activations::<T>(group, part * T::BYTES) } else { T::load([0; VECTOR].as_ptr()) };
-        held.add(group).write(if BITS <= PAIRED { T::activations_small(x) } else { T::activations(x) });
-    }
-}
-
-/// Levels of rows `half * 4 + j` and the next one of a group.
-#[inline(always)]
-unsafe fn levels_of_two<T: Vector, const PATH: usize, const RAW: usize, const READS: usize>(
-    apart: *const Apart<T::Split>,
-    group: usize,
-    (kept, tables): (&T::Kept, &Tables),
-    (half, j): (usize, usize),
-) -> [T::Level; 2] {
-    let sources = sources::<T::Split, PATH, RAW, READS>(apart, group, half);
-    T::levels_of_pair(kept, tables, index_of::<T, PATH, RAW, READS>(&sources, kept, tables, half, j))
-}
-
-/// Adds the products of row `R`, and of the next one where two are looked up at once, with `groups` column groups; two groups at a time, so there may be one more in
-/// `apart` and in `held`.
-#[inline(always)]
-unsafe fn row_dot<T: Vector, const PATH: usize, const RAW: usize, const READS: usize, const BITS: usize, const R: usize>(
-    apart: *const Apart<T::Split>,
-    mut held: *const T::Activations,
-    x: &Section,
-    groups: usize,
-    tables: (&T::Kept, &Tables),
-    part: usize,
-    out: &mut Partial,
-) {
-    if !R.is_multiple_of(rows_at_once(BITS)) {
-        return;
-    }
-    if BITS <= PAIRED {
-        let mut sums = [x.start_small::<T>(part * T::BYTES); 2];
-        for pair in 0..groups.div_ceil(2) {
-            let first = levels_of_two::<T, PATH, RAW, READS>(apart, 2 * pair, tables, (R / 4, R % 4));
-            let second = levels_of_two::<T, PATH, RAW, READS>(apart, 2 * pair + 1, tables, (R / 4, R % 4));
-            let x = [held.read(), held.add(1).read()];
-            sums[0] = T::dot_small(sums[0], [first[0], second[0]], x);
-            sums[1] = T::dot_small(sums[1], [first[1], second[1]], x);
-            held = held.add(2);
-        }
-        add_to::<T>(&mut out[R], part, sums[0], x.scale);
-        add_to::<T>(&mut out[R + 1], part, sums[1], x.scale);
-        return;
-    }
-    let mut sums = x.start::<T>(part * T::BYTES);
-    for pair in 0..groups.div_ceil(2) {
-        for group in [2 * pair, 2 * pair + 1] {
-            let sources = sources::<T::Split, PATH, RAW, READS>(apart, group, R / 4);
-            levels_of::<T, PATH, RAW, READS, BITS>(&sources, tables, R / 4, R % 4, &mut |_, levels| {
-                sums = T::dot(sums, levels, *held);
-            });
-            held = held.add(1);
-        }
-    }
-    add_to::<T>(&mut out[R], part, sums, x.scale);
-}
-
 /// Adds scaled sums to bytes `part` of a row.
 #[inline(always)]
 unsafe fn add_to<T: Vector>(out: &mut [f32; 16], part: usize, sums: T::Sums, scale: f32) {
     let out = out.as_mut_ptr().add(part * T::BYTES / 4);
     T::store_floats(out, T::add_scaled(T::load_floats(out), sums, scale));
+}
+
+#[inline(always)]
+unsafe fn multiply_add<T: Vector, const BITS: usize>(sums: T::Sums, levels: T::Level, x: T::Activations) -> T::Sums {
+    if two_rows(BITS) {
+        T::dot_paired(sums, levels, x)
+    } else {
+        T::dot(sums, levels, x)
+    }
+}
+
+/// Writes levels to bytes `at` of a row.
+#[inline(always)]
+unsafe fn store<T: Vector, const BITS: usize>(row: &mut [u8; VECTOR], at: usize, levels: T::Level) {
+    let p = row.as_mut_ptr().add(at);
+    if two_rows(BITS) {
+        T::store_paired(p, levels)
+    } else {
+        T::store_levels(p, levels)
+    }
 }
 
 /// Levels of a column group as [`Vector::store_levels`] writes them, `[row][byte of the vector]`.
@@ -398,19 +289,6 @@ pub(super) unsafe fn look_up<T: Vector, const PATH: usize, const RAW: usize, con
     let tables = blocks.tables;
     let kept = T::keep(tables);
     let block = &blocks.block::<PATH, RAW>(block);
-    if PATH > 0 && BITS <= T::HELD_BITS {
-        let mut apart = MaybeUninit::uninit();
-        for (first, levels) in groups.clone().step_by(TILE).zip(levels.chunks_mut(TILE)) {
-            let groups = first..groups.end.min(first + TILE);
-            for part in 0..VECTOR / T::BYTES {
-                take_apart::<T, PATH, RAW, READS>(block, groups.clone(), part, &mut apart);
-                let apart = apart.as_ptr();
-                let levels = &mut levels[..groups.len()];
-                each_of_eight!(R, row_look_up::<T, PATH, RAW, READS, BITS, R>(apart, (&kept, tables), part, levels));
-            }
-        }
-        return;
-    }
     let unit_bytes = (PATH + RAW) * VECTOR;
     let distances = block.ahead.distances(block.codes.wrapping_add(groups.start * unit_bytes), groups.len() * unit_bytes);
     for (group, rows) in groups.zip(levels) {
@@ -426,33 +304,9 @@ pub(super) unsafe fn look_up<T: Vector, const PATH: usize, const RAW: usize, con
                 continue;
             }
             let before = block.before(group, at);
-            rows4::<T, PATH, RAW, READS, BITS, 0>(unit, before, &kept, tables, |j, w| T::store_levels(rows[j].as_mut_ptr().add(at), w));
-            rows4::<T, PATH, RAW, READS, BITS, 4>(unit, before, &kept, tables, |j, w| T::store_levels(rows[4 + j].as_mut_ptr().add(at), w));
+            rows4::<T, PATH, RAW, READS, BITS, 0>(unit, before, &kept, tables, |j, w| store::<T, BITS>(&mut rows[j], at, w));
+            rows4::<T, PATH, RAW, READS, BITS, 4>(unit, before, &kept, tables, |j, w| store::<T, BITS>(&mut rows[4 + j], at, w));
         }
-    }
-}
-
-/// Looks up row `R`, and the next one where two are looked up at once, of some column groups.
-#[inline(always)]
-unsafe fn row_look_up<T: Vector, const PATH: usize, const RAW: usize, const READS: usize, const BITS: usize, const R: usize>(
-    apart: *const Apart<T::Split>,
-    tables: (&T::Kept, &Tables),
-    part: usize,
-    levels: &mut [Levels],
-) {
-    if !R.is_multiple_of(rows_at_once(BITS)) {
-        return;
-    }
-    for (group, rows) in levels.iter_mut().enumerate() {
-        let sources = sources::<T::Split, PATH, RAW, READS>(apart, group, R / 4);
-        levels_of::<T, PATH, RAW, READS, BITS>(&sources, tables, R / 4, R % 4, &mut |j, w| {
-            let p = rows[R / 4 * 4 + j].as_mut_ptr().add(part * T::BYTES);
-            if BITS <= PAIRED {
-                T::store_small(p, w)
-            } else {
-                T::store_levels(p, w)
-            }
-        });
     }
 }
 
@@ -525,7 +379,7 @@ unsafe fn strip<T: Vector, const PATH: usize, const RAW: usize, const READS: usi
 ) {
     let unit_bytes = (PATH + RAW) * VECTOR;
     let at = part * T::BYTES;
-    let mut sums = [x.start::<T>(at); 8];
+    let mut sums = [if PATH > 0 && two_rows(BITS) { x.start_paired::<T>(at) } else { x.start::<T>(at) }; 8];
     let mut unit = block.codes.wrapping_add(groups.start * unit_bytes + at);
     let mut before = block.before(groups.start, at);
     let distances = block.ahead.distances(unit, groups.len() * unit_bytes);
@@ -541,10 +395,14 @@ unsafe fn strip<T: Vector, const PATH: usize, const RAW: usize, const READS: usi
             unit = unit.wrapping_add(unit_bytes);
             continue;
         }
-        let x = T::activations(x);
-        rows4::<T, PATH, RAW, READS, BITS, R0>(unit, before, kept, tables, |j, levels| sums[j] = T::dot(sums[j], levels, x));
+        let x = if two_rows(BITS) { T::activations_paired(x) } else { T::activations(x) };
+        rows4::<T, PATH, RAW, READS, BITS, R0>(unit, before, kept, tables, |j, levels| {
+            sums[j] = multiply_add::<T, BITS>(sums[j], levels, x)
+        });
         if T::ROWS == 8 {
-            rows4::<T, PATH, RAW, READS, BITS, 4>(unit, before, kept, tables, |j, levels| sums[4 + j] = T::dot(sums[4 + j], levels, x));
+            rows4::<T, PATH, RAW, READS, BITS, 4>(unit, before, kept, tables, |j, levels| {
+                sums[4 + j] = multiply_add::<T, BITS>(sums[4 + j], levels, x)
+            });
         }
         unit = unit.wrapping_add(unit_bytes);
         if READS != NIBBLE {

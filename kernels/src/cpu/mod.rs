@@ -234,6 +234,7 @@ macro_rules! kernels {
                 const T6: usize = table::<$vector>(6);
                 const T7: usize = table::<$vector>(7);
                 const T8: usize = 8;
+                const SUMMED: usize = kernel::SUMMED;
                 macro_rules! pick {
                     ($path:literal, $raw:literal, $reads:ident, $bits:ident) => {
                         Kernels {
@@ -276,6 +277,9 @@ macro_rules! kernels {
                     (2, 2) if reads == Reads::Nibble && bits <= 4 => pick!(2, 2, Nibble, T4),
                     (2, 3) if reads == Reads::Nibble && bits == 5 => pick!(2, 3, Nibble, T5),
                     (2, 4) if reads == Reads::Nibble && bits == 6 => pick!(2, 4, Nibble, T6),
+                    (1, 1) if bits == SUMMED => pick!(1, 1, Window, SUMMED),
+                    (1, 2) if bits == SUMMED => pick!(1, 2, Window, SUMMED),
+                    (1, _) if bits == SUMMED => pick!(1, 3, Window, SUMMED),
                     (1, 0) => pick!(1, 0, any reads of bits),
                     (1, 1) => pick!(1, 1, any reads of bits),
                     (1, 2) => pick!(1, 2, any reads of bits),
@@ -335,11 +339,23 @@ mod tests {
     kernels!(portable64_kernels, portable::Portable<64>);
 
     #[test]
-    fn committed_codes_of_16_levels_are_looked_up_two_rows_at_once() {
-        let sets = Effort::ALL.map(CodeSet::trellis);
-        let codes = sets.iter().flat_map(|set| (1..=6).filter_map(|bits| set.get(bits)));
-        let small: Vec<_> = codes.filter(|code| code.levels[0].len() <= 16).collect();
+    fn committed_codes_of_16_levels_and_of_sums_are_looked_up_two_rows_at_once() {
+        let codes: Vec<_> = Effort::ALL.iter().flat_map(|&effort| CodeSet::trellis(effort).codes.into_iter().flatten()).collect();
+        let small: Vec<_> = codes.iter().filter(|code| code.levels[0].len() <= 16).collect();
         assert!(small.len() >= 3 && small.iter().all(|code| look_up_bits(code) <= kernel::PAIRED));
+        let light = CodeSet::trellis(Effort::Light);
+        for bits in [3, 4] {
+            let mut code = LinearCode::clone(light.get(bits).unwrap());
+            assert_eq!(look_up_bits(&code), kernel::SUMMED);
+            // Not with a level that is no sum, or is too large.
+            let last = code.levels[0].len() - 1;
+            code.levels[0][0] -= 1;
+            code.levels[0][last] += 1;
+            assert_ne!(look_up_bits(&code), kernel::SUMMED);
+            let mut code = LinearCode::clone(light.get(bits).unwrap());
+            code.levels[0].iter_mut().for_each(|level| *level *= 2);
+            assert_ne!(look_up_bits(&code), kernel::SUMMED);
+        }
     }
 
     fn random_code(rng: &mut ChaCha8Rng, path_bits: u8, raw_bits: u8, index_bits: u8, reads: Reads) -> LinearCode {
@@ -354,7 +370,19 @@ mod tests {
                 d[i].iter_mut().for_each(|mask| *mask &= if i < 3 { 0x0F } else { 0 });
             }
         }
-        let most = if rng.random() { 127 } else { tables::SMALL };
+        if reads == Reads::Window && matches!(raw_bits, 1..=3) && index_bits >= 4 && rng.random() {
+            let others = usize::from(index_bits - 4);
+            for i in 0..8 {
+                a[i][..others].iter_mut().for_each(|mask| *mask &= if i < 4 { 0xF0 } else { 0x0F });
+                [&mut c[i], &mut d[i]].into_iter().for_each(|masks| masks[..others].fill(0));
+            }
+            let mut table =
+                |bits: u8, most: i8| antisymmetric(&(0..1 << (bits - 1)).map(|_| rng.random_range(-most..=most)).collect::<Vec<i8>>());
+            let (first, second) = (table(4, 31), table(raw_bits + index_bits - 4, tables::PAIRED_MOST - 31));
+            let levels = second.iter().flat_map(|s| first.iter().map(move |f| f + s)).collect();
+            return LinearCode { path_bits, raw_bits, index_bits, a, c, d, levels: vec![levels], unit: 1.0 };
+        }
+        let most = if rng.random() { 127 } else { tables::PAIRED_MOST };
         let mut half = || (0..1 << (raw_bits + index_bits - 1)).map(|_| rng.random_range(-most..=most)).collect::<Vec<i8>>();
         let tables = if own_tables { positions } else { 1 };
         let levels = (0..tables).map(|_| antisymmetric(&half())).collect();

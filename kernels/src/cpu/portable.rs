@@ -6,7 +6,7 @@ use super::vector::Vector;
 pub(super) struct Portable<const N: usize>;
 
 macro_rules! portable {
-    ($bytes:literal, $sums:literal, $rows:literal, $held:literal, $merges:literal) => {
+    ($bytes:literal, $sums:literal, $rows:literal, $merges:literal) => {
         impl Vector for Portable<$bytes> {
             type V = [u8; $bytes];
             type Sums = [i32; $sums];
@@ -21,7 +21,6 @@ macro_rules! portable {
             const TABLE_BITS: usize = 8;
             const SIGNED: bool = false;
             const MERGES: bool = $merges;
-            const HELD_BITS: usize = $held;
 
             #[inline(always)]
             unsafe fn load(p: *const u8) -> Self::V {
@@ -120,8 +119,13 @@ macro_rules! portable {
             #[inline(always)]
             unsafe fn keep(_: &Tables) {}
             #[inline(always)]
-            unsafe fn levels_of_pair(_: &(), tables: &Tables, indices: Self::V) -> [Self::V; 2] {
-                [indices.map(|i| tables.levels[0][usize::from(i & 15)]), indices.map(|i| tables.levels[0][usize::from(i >> 4)])]
+            unsafe fn levels_of_pair<const PART: usize, const NARROW: bool>(_: &(), tables: &Tables, indices: Self::V) -> [Self::V; 2] {
+                let table = &tables.levels[0][64 * PART..];
+                [indices.map(|i| table[usize::from(i & 15)]), indices.map(|i| table[usize::from(i >> 4)])]
+            }
+            #[inline(always)]
+            unsafe fn add_levels(a: Self::V, b: Self::V) -> Self::V {
+                std::array::from_fn(|i| a[i].wrapping_add(b[i]))
             }
             #[inline(always)]
             unsafe fn prefetch(_: *const u8) {}
@@ -131,6 +135,6 @@ macro_rules! portable {
     };
 }
 
-portable!(16, 4, 4, 0, false);
-portable!(32, 8, 4, 8, false);
-portable!(64, 16, 8, 0, true);
+portable!(16, 4, 4, false);
+portable!(32, 8, 4, false);
+portable!(64, 16, 8, true);

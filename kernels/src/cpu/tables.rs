@@ -1,5 +1,5 @@
 //! A code's matrices and levels in the form that the kernels read.
-use super::kernel::PAIRED;
+use super::kernel::{narrow, two_rows, PAIRED, SUMMED};
 use crate::code::{bit_images, LinearCode};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -72,18 +72,47 @@ impl Folded {
     }
 }
 
-/// Largest magnitude of the levels of codes that are looked up two rows at once: `VPMADDUBSW` gives sums of two products, and two of those of such levels
-/// with [`SMALL_OFFSET`] added still fit into 16 bits, `4 * 63 * 127 < 2^15`.
-pub(crate) const SMALL: i8 = 31;
-pub(super) const SMALL_OFFSET: i8 = 32;
+/// Largest magnitude of the levels of codes that are looked up two rows at once: `VPMADDUBSW` gives sums of two products, and those of such levels
+/// with [`PAIRED_OFFSET`] added fit into 16 bits, `2 * 127 * 127 < 2^15`.
+pub(crate) const PAIRED_MOST: i8 = 63;
+pub(super) const PAIRED_OFFSET: i8 = 64;
 
-/// Index bits of the look-up in a valid code's levels; kernels for many raw bits, or for a table for each row position, exist for full tables only, those for
+/// A level table that is the sum of two of 16 entries: one picked by the low nibble of the level index, in which there are path bits of the whole window, the other by
+/// the rest, raw bits and path bits that stand in one nibble with the row's own: 3 in all, or 4 where there are three raw bits.
+struct Summed {
+    /// The second one is 0 at 0.
+    tables: [[i16; 16]; 2],
+}
+
+impl Summed {
+    /// Of a valid code, if it is one.
+    fn of(code: &LinearCode) -> Option<Self> {
+        let [levels] = &code.levels[..] else { return None };
+        let others = usize::from(code.index_bits.checked_sub(PAIRED as u8)?);
+        let zero = |matrices: &[Vec<u8>]| matrices.iter().flat_map(|masks| &masks[..others]).all(|mask| *mask == 0);
+        let own = |i: usize| if i < 4 { 0xF0 } else { 0x0F };
+        let summed = matches!(code.raw_bits, 1..=3)
+            && (!narrow(usize::from(code.raw_bits)) || others + usize::from(code.raw_bits) <= 3)
+            && Reads::of(code) == Reads::Window
+            && (0..).zip(&code.a).all(|(i, masks)| masks[..others].iter().all(|mask| mask & !own(i) == 0))
+            && zero(&code.c)
+            && zero(&code.d)
+            && levels.iter().all(|level| level.abs() <= PAIRED_MOST);
+        let level = |index: usize| levels.get(index).map_or(0, |level| i16::from(*level));
+        let tables = [std::array::from_fn(level), std::array::from_fn(|i| level(16 * i) - level(0))];
+        (summed && (0..levels.len()).all(|i| level(i) == tables[0][i % 16] + tables[1][i / 16])).then_some(Summed { tables })
+    }
+}
+
+/// Index bits of the look-up in a valid code's levels, or [`SUMMED`]; kernels for many raw bits, or for a table for each row position, exist for full tables only, those for
 /// two rows at once for small levels.
 pub(crate) fn look_up_bits(code: &LinearCode) -> usize {
     let bits = usize::from(code.index_bits + code.raw_bits);
-    if code.path_bits == 1 && code.raw_bits >= 4 || code.levels.len() > 1 {
+    if Summed::of(code).is_some() {
+        SUMMED
+    } else if code.path_bits == 1 && code.raw_bits >= 4 || code.levels.len() > 1 {
         8
-    } else if bits <= PAIRED && code.levels[0].iter().any(|level| level.abs() > SMALL) {
+    } else if bits <= PAIRED && code.levels[0].iter().any(|level| level.abs() > PAIRED_MOST) {
         PAIRED + 1
     } else {
         bits
@@ -94,7 +123,8 @@ pub(crate) fn look_up_bits(code: &LinearCode) -> usize {
 #[derive(PartialEq)]
 #[repr(C, align(64))]
 pub(crate) struct Tables {
-    /// Levels of each row position, or those with 128 or [`SMALL_OFFSET`] added, in the order of [`Folded`] indices; those of up to 4 bits repeated.
+    /// Levels of each row position, or those with 128 or [`PAIRED_OFFSET`] added, in the order of [`Folded`] indices; those of up to 4 bits repeated, and of a [`Summed`]
+    /// code the second table repeated from 64 on.
     pub levels: [[u8; 256]; 8],
     /// Current path byte to index, by row position.
     pub current: [Map; 8],
@@ -105,6 +135,8 @@ pub(crate) struct Tables {
     /// For codes that read a window: current path byte, its low nibble replaced by that nibble of raw bits in which the row's stand, to index, of the first
     /// four rows. The raw bits are the top one if there is such a vector, otherwise those of pair 0.
     pub merged: [Map; 4],
+    /// Of a [`Summed`] code, whose maps above are to the index of its first table and whose maps of raw bits are to that of the second one: current path byte to that.
+    pub own: [Map; 8],
     /// Raw bits `2p + 1, 2p` of the four rows of a vector to index bits.
     pub pairs: [[Map; 4]; 2],
     /// The top raw bit of the eight rows of a vector, if raw bits are odd.
@@ -133,27 +165,42 @@ impl Tables {
             previous: [Map::ZERO; 8],
             older: [Map::ZERO; 8],
             merged: [Map::ZERO; 4],
+            own: [Map::ZERO; 8],
             pairs: [[Map::ZERO; 4]; 2],
             top: [Map::ZERO; 8],
         });
         let Some(code) = code else { return tables };
         let index_bits = usize::from(code.index_bits);
         let raw_bits = usize::from(code.raw_bits);
-        let folded = Folded { bits: index_bits + raw_bits, look_up_bits: look_up_bits(code) };
-        let offset = match (signed, folded.look_up_bits) {
+        let look_up_bits = look_up_bits(code);
+        let summed = Summed::of(code);
+        let folded = Folded { bits: index_bits + raw_bits, look_up_bits };
+        let offset = match (signed, look_up_bits) {
             (false, _) => 128,
-            (true, ..=PAIRED) => i16::from(SMALL_OFFSET),
+            (true, bits) if two_rows(bits) => i16::from(PAIRED_OFFSET),
             (true, _) => 0,
+        };
+        // What the maps are to: the index of all levels, or that of the first and of the second table.
+        let first = |images: &[u8; 8]| match summed {
+            Some(_) => Map::new(&images.map(|image| image % 16)),
+            None => folded.map(images),
+        };
+        let second = |images: &[u8; 8]| match summed {
+            Some(_) => Map::new(&images.map(|image| image / 16)),
+            None => folded.map(images),
         };
         for position in 0..code.positions() {
             let levels = &code.levels[if code.levels.len() == 1 { 0 } else { position }];
             for (index, level) in (0..=u8::MAX).zip(levels) {
                 tables.levels[position][usize::from(folded.index(index))] = (i16::from(*level) + offset) as u8;
             }
-            tables.current[position] = folded.map(&bit_images(&code.a[position]));
-            tables.previous[position] = folded.map(&bit_images(&code.c[position]));
+            tables.current[position] = first(&bit_images(&code.a[position]));
+            tables.previous[position] = first(&bit_images(&code.c[position]));
             if let Some(masks) = code.d.get(position) {
-                tables.older[position] = folded.map(&bit_images(masks));
+                tables.older[position] = first(&bit_images(masks));
+            }
+            if summed.is_some() {
+                tables.own[position] = second(&bit_images(&code.a[position]));
             }
         }
         for (row, masks) in code.a.iter().enumerate().take(4) {
@@ -165,31 +212,36 @@ impl Tables {
                 let lower = (6 - 2 * row) % 4;
                 (images[lower], images[lower + 1]) = (1 << index_bits, 2 << index_bits);
             }
-            tables.merged[row] = folded.map(&images);
+            tables.merged[row] = second(&images);
         }
         for pair in 0..raw_bits / 2 {
             for row in 0..4 {
                 let mut images = [0; 8];
                 images[6 - 2 * row] = 1 << (index_bits + 2 * pair);
                 images[7 - 2 * row] = 2 << (index_bits + 2 * pair);
-                tables.pairs[pair][row] = folded.map(&images);
+                tables.pairs[pair][row] = second(&images);
             }
         }
         if raw_bits % 2 == 1 {
             for row in 0..8 {
                 let mut images = [0; 8];
                 images[7 - row] = 1 << (index_bits + raw_bits - 1);
-                tables.top[row] = folded.map(&images);
+                tables.top[row] = second(&images);
             }
         }
-        if folded.look_up_bits <= PAIRED {
-            let Tables { current, previous, older, merged, pairs, top, .. } = &mut *tables;
-            for maps in [&mut current[..], previous, older, merged, &mut pairs[0], top] {
+        if two_rows(look_up_bits) {
+            let Tables { current, previous, older, merged, own, pairs, top, .. } = &mut *tables;
+            for maps in [&mut current[..], previous, older, merged, own, &mut pairs[0], top] {
                 pair_up(maps);
             }
             let period = 1 << PAIRED;
             for levels in &mut tables.levels {
                 (period..levels.len()).for_each(|i| levels[i] = levels[i % period]);
+            }
+        }
+        if let Some(Summed { tables: [first, second] }) = summed {
+            for (i, level) in tables.levels[0].iter_mut().enumerate() {
+                *level = if i < 64 { (first[i % 16] + offset) as u8 } else { second[i % 16] as u8 };
             }
         }
         tables

@@ -83,11 +83,9 @@ pub(super) trait Vector {
     const MERGES: bool;
     /// Index bits of the smallest level table look-up.
     const TABLE_BITS: usize;
-    /// Tables and looked-up vectors hold levels as they are (tables of small levels: with [`SMALL_OFFSET`](super::tables::SMALL_OFFSET) added); otherwise with 128
+    /// Tables and looked-up vectors hold levels as they are (tables for two rows at once: with [`PAIRED_OFFSET`](super::tables::PAIRED_OFFSET) added); otherwise with 128
     /// added, because products are of unsigned bytes.
     const SIGNED: bool;
-    /// Index bits of the largest level table that fits into registers with a row's maps: up to it a kernel takes one row of some column groups at a time.
-    const HELD_BITS: usize;
 
     unsafe fn load(p: *const u8) -> Self::V;
     unsafe fn store(p: *mut u8, v: Self::V);
@@ -135,27 +133,34 @@ pub(super) trait Vector {
     unsafe fn level_at<const BITS: usize>(_: &Self::Kept, tables: &Tables, position: usize, index: Self::V) -> Self::Level {
         Self::level::<BITS>(&tables.levels[position], index)
     }
-    /// Levels of two rows with indices of 4 bits, the first in the low nibbles. All positions have the same table, repeated at all multiples of 16. Such levels
-    /// are at most [`SMALL`](super::tables::SMALL), and their kernels call the following functions.
-    unsafe fn levels_of_pair(kept: &Self::Kept, tables: &Tables, indices: Self::V) -> [Self::Level; 2];
+    /// Levels of two rows with indices of 4 bits, the first in the low nibbles, from the table (of 16, repeated) at `64 * PART`. All positions have the same one.
+    /// `NARROW`: the indices have 3 bits, those above are clear.
+    /// Kernels that do so call the following functions.
+    unsafe fn levels_of_pair<const PART: usize, const NARROW: bool>(
+        kept: &Self::Kept,
+        tables: &Tables,
+        indices: Self::V,
+    ) -> [Self::Level; 2];
+    /// Sums of levels, of which only one may have something added.
+    unsafe fn add_levels(a: Self::Level, b: Self::Level) -> Self::Level;
     /// [`activations`](Self::activations).
     #[inline(always)]
-    unsafe fn activations_small(v: Self::V) -> Self::Activations {
+    unsafe fn activations_paired(v: Self::V) -> Self::Activations {
         Self::activations(v)
     }
     /// [`start`](Self::start).
     #[inline(always)]
-    unsafe fn start_small(v: Self::V) -> Self::Sums {
+    unsafe fn start_paired(v: Self::V) -> Self::Sums {
         Self::start(v)
     }
-    /// [`dot`](Self::dot) of two vectors.
+    /// [`dot`](Self::dot).
     #[inline(always)]
-    unsafe fn dot_small(sums: Self::Sums, levels: [Self::Level; 2], x: [Self::Activations; 2]) -> Self::Sums {
-        Self::dot(Self::dot(sums, levels[0], x[0]), levels[1], x[1])
+    unsafe fn dot_paired(sums: Self::Sums, levels: Self::Level, x: Self::Activations) -> Self::Sums {
+        Self::dot(sums, levels, x)
     }
     /// [`store_levels`](Self::store_levels).
     #[inline(always)]
-    unsafe fn store_small(p: *mut u8, levels: Self::Level) {
+    unsafe fn store_paired(p: *mut u8, levels: Self::Level) {
         Self::store_levels(p, levels)
     }
     /// Asks for the line of `p`.

@@ -1,6 +1,6 @@
 //! Byte vectors of x86-64: AVX2, AVX2 with GFNI and VNNI, AVX-512 with VBMI, VNNI and GFNI.
 
-use super::tables::{Map, Tables, SMALL_OFFSET};
+use super::tables::{Map, Tables, PAIRED_OFFSET};
 use super::vector::Vector;
 use std::arch::x86_64::*;
 
@@ -62,15 +62,19 @@ unsafe fn half_level<const BITS: usize>(table: &[u8; 256], index: __m256i) -> [_
 
 /// [`Vector::levels_of_pair`] as they stand in the table.
 #[inline(always)]
-unsafe fn pair(tables: &Tables, indices: __m256i) -> [__m256i; 2] {
-    let nibble = _mm256_set1_epi8(15);
-    let table = broadcast16(&tables.levels[0].as_chunks::<16>().0[0]);
-    let high = _mm256_and_si256(_mm256_srli_epi16::<4>(indices), nibble);
-    [_mm256_shuffle_epi8(table, _mm256_and_si256(indices, nibble)), _mm256_shuffle_epi8(table, high)]
+unsafe fn pair<const PART: usize, const NARROW: bool>(tables: &Tables, indices: __m256i) -> [__m256i; 2] {
+    let table = broadcast16(&tables.levels[0].as_chunks::<16>().0[4 * PART]);
+    let (mut first, mut second) = (indices, _mm256_srli_epi16::<4>(indices));
+    if !NARROW {
+        // A shuffle gives 0 where bit 7 is set, and does not look at bits 4 to 6.
+        let nibble = _mm256_set1_epi8(15);
+        (first, second) = (_mm256_and_si256(first, nibble), _mm256_and_si256(second, nibble));
+    }
+    [_mm256_shuffle_epi8(table, first), _mm256_shuffle_epi8(table, second)]
 }
 
 macro_rules! avx2_common {
-    ($held:literal) => {
+    () => {
         type V = __m256i;
         type Sums = __m256i;
         type Floats = __m256;
@@ -78,7 +82,6 @@ macro_rules! avx2_common {
         const BYTES: usize = 32;
         const ROWS: usize = 4;
         const TABLE_BITS: usize = 5;
-        const HELD_BITS: usize = $held;
 
         #[inline(always)]
         unsafe fn load(p: *const u8) -> __m256i {
@@ -126,7 +129,7 @@ macro_rules! avx2_common {
 }
 
 impl Vector for Avx2 {
-    avx2_common!(6);
+    avx2_common!();
     /// Low and high nibbles.
     type Split = [__m256i; 2];
     /// Levels, and the sign that they still get from bit 7; bit 0 is clear.
@@ -178,27 +181,30 @@ impl Vector for Avx2 {
         half_level::<BITS>(table, index)
     }
     #[inline(always)]
-    unsafe fn levels_of_pair(_: &(), tables: &Tables, indices: __m256i) -> [Self::Level; 2] {
-        let [first, second] = pair(tables, indices);
+    unsafe fn levels_of_pair<const PART: usize, const NARROW: bool>(_: &(), tables: &Tables, indices: __m256i) -> [Self::Level; 2] {
+        let [first, second] = pair::<PART, NARROW>(tables, indices);
         [[first, _mm256_setzero_si256()], [second, _mm256_setzero_si256()]]
     }
     #[inline(always)]
-    unsafe fn activations_small(v: __m256i) -> Self::Activations {
+    unsafe fn add_levels(a: Self::Level, b: Self::Level) -> Self::Level {
+        [_mm256_add_epi8(a[0], b[0]), a[1]]
+    }
+    #[inline(always)]
+    unsafe fn activations_paired(v: __m256i) -> Self::Activations {
         [v, v]
     }
     #[inline(always)]
-    unsafe fn start_small(v: __m256i) -> __m256i {
-        // 128 times the activations, for levels with 32 added.
-        _mm256_srai_epi32::<2>(v)
+    unsafe fn start_paired(v: __m256i) -> __m256i {
+        // 128 times the activations, for levels with 64 added.
+        _mm256_srai_epi32::<1>(v)
     }
     #[inline(always)]
-    unsafe fn dot_small(sums: __m256i, levels: [Self::Level; 2], x: [Self::Activations; 2]) -> __m256i {
-        let pairs = _mm256_add_epi16(_mm256_maddubs_epi16(levels[0][0], x[0][0]), _mm256_maddubs_epi16(levels[1][0], x[1][0]));
-        _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+    unsafe fn dot_paired(sums: __m256i, [levels, _]: Self::Level, [x, _]: Self::Activations) -> __m256i {
+        _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(levels, x), _mm256_set1_epi16(1)))
     }
     #[inline(always)]
-    unsafe fn store_small(p: *mut u8, levels: Self::Level) {
-        Self::store(p, _mm256_sub_epi8(levels[0], _mm256_set1_epi8(SMALL_OFFSET)))
+    unsafe fn store_paired(p: *mut u8, levels: Self::Level) {
+        Self::store(p, _mm256_sub_epi8(levels[0], _mm256_set1_epi8(PAIRED_OFFSET)))
     }
     #[inline(always)]
     unsafe fn merge(_: Self::Split, _: Self::Split, _: bool) -> Self::Split {
@@ -227,7 +233,7 @@ impl Vector for Avx2 {
 }
 
 impl Vector for Avx2Gfni {
-    avx2_common!(0);
+    avx2_common!();
     type Split = __m256i;
     type Level = __m256i;
     type Activations = __m256i;
@@ -274,8 +280,12 @@ impl Vector for Avx2Gfni {
         _mm256_sign_epi8(levels, _mm256_or_si256(by, _mm256_set1_epi8(1)))
     }
     #[inline(always)]
-    unsafe fn levels_of_pair(_: &(), tables: &Tables, indices: __m256i) -> [__m256i; 2] {
-        pair(tables, indices)
+    unsafe fn levels_of_pair<const PART: usize, const NARROW: bool>(_: &(), tables: &Tables, indices: __m256i) -> [__m256i; 2] {
+        pair::<PART, NARROW>(tables, indices)
+    }
+    #[inline(always)]
+    unsafe fn add_levels(a: __m256i, b: __m256i) -> __m256i {
+        _mm256_add_epi8(a, b)
     }
     #[inline(always)]
     unsafe fn merge(high: __m256i, low: __m256i, low_from_high: bool) -> __m256i {
@@ -310,7 +320,6 @@ impl Vector for Avx512 {
     const BYTES: usize = 64;
     const ROWS: usize = 8;
     const TABLE_BITS: usize = 6;
-    const HELD_BITS: usize = 0;
 
     #[inline(always)]
     unsafe fn load(p: *const u8) -> __m512i {
@@ -438,10 +447,14 @@ impl Vector for Avx512 {
         }
     }
     #[inline(always)]
-    unsafe fn levels_of_pair(kept: &Kept, _: &Tables, indices: __m512i) -> [__m512i; 2] {
+    unsafe fn levels_of_pair<const PART: usize, const NARROW: bool>(kept: &Kept, _: &Tables, indices: __m512i) -> [__m512i; 2] {
         // Bits above the index do not matter: the table is repeated.
         let second = _mm512_srli_epi16::<4>(indices);
-        [_mm512_permutexvar_epi8(indices, kept.levels[0]), _mm512_permutexvar_epi8(second, kept.levels[0])]
+        [_mm512_permutexvar_epi8(indices, kept.levels[PART]), _mm512_permutexvar_epi8(second, kept.levels[PART])]
+    }
+    #[inline(always)]
+    unsafe fn add_levels(a: __m512i, b: __m512i) -> __m512i {
+        _mm512_add_epi8(a, b)
     }
     #[inline(always)]
     unsafe fn prefetch(p: *const u8) {
