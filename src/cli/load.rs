@@ -6,6 +6,7 @@ use crate::quantize::{self, Options, Report};
 use crate::runtime::TextModel;
 use anyhow::Context;
 use std::path::Path;
+use ws_kernels::cpu::{self, Isa};
 
 /// [`hub::resolve`], where a rate out of range is wrong usage.
 pub(super) fn resolve(name: &str) -> anyhow::Result<Source> {
@@ -38,6 +39,9 @@ fn open(source: &Source) -> Result<Opened, HubError> {
 pub(super) fn packed(source: Source) -> anyhow::Result<Source> {
     let Source::WsOnLoad { base, rate, dir } = source else { return Ok(source) };
     output::note(&format!("quantizing to {rate} bits a weight into {} (once; kept for the next time)", dir.display()));
+    if matches!(cpu::isa()?, Isa::Avx2 | Isa::Avx2Gfni) {
+        output::note("without AVX-512, models that `wsrun quantize --effort light` has made generate 1.5 times as fast or more");
+    }
     quantize_into(&base.open()?, &Options::new(rate), &dir)?;
     Ok(Source::Ws(dir))
 }

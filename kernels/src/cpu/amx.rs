@@ -197,7 +197,7 @@ mod tests {
                 levels[..groups].iter_mut().for_each(|group| rng.fill(group.as_flattened_mut()));
                 // SAFETY: the inputs have the section, and there is room behind the last one.
                 unsafe {
-                    kernel::multiply::<Portable<64>>(&levels[..groups], section, &x, &mut expected);
+                    kernel::multiply::<Portable<64>, false>(&levels[..groups], section, &x, &mut expected);
                     multiply_by::<Plain>(&mut levels, section, &x, &mut found);
                 }
             }

@@ -310,50 +310,68 @@ pub(super) unsafe fn look_up<T: Vector, const PATH: usize, const RAW: usize, con
     }
 }
 
-/// Adds the products of the looked-up levels of a section by all inputs, each to its token's.
+/// Adds the products of the looked-up levels of a section by all inputs, each to its token's. `PAIRED`: as [`Vector::store_paired`] has written them.
 ///
 /// # Safety
 /// The CPU must have the instruction set; inputs must be as long as the section.
 #[inline(always)]
-pub(super) unsafe fn multiply<T: Vector>(levels: &[Levels], section: usize, x: &Inputs, out: &mut [Partial]) {
+pub(super) unsafe fn multiply<T: Vector, const PAIRED: bool>(levels: &[Levels], section: usize, x: &Inputs, out: &mut [Partial]) {
     // The compiler does not take the question out of the inner loop by itself.
     match x.lanes {
-        16 => multiply_all::<T, 4>(levels, section, x, out),
-        8 => multiply_all::<T, 8>(levels, section, x, out),
-        _ => multiply_all::<T, VECTOR>(levels, section, x, out),
+        16 => multiply_all::<T, PAIRED, 4>(levels, section, x, out),
+        8 => multiply_all::<T, PAIRED, 8>(levels, section, x, out),
+        _ => multiply_all::<T, PAIRED, VECTOR>(levels, section, x, out),
     }
 }
 
 /// The same where a column group has `STEP` bytes.
 #[inline(always)]
-unsafe fn multiply_all<T: Vector, const STEP: usize>(levels: &[Levels], section: usize, x: &Inputs, out: &mut [Partial]) {
+unsafe fn multiply_all<T: Vector, const PAIRED: bool, const STEP: usize>(
+    levels: &[Levels],
+    section: usize,
+    x: &Inputs,
+    out: &mut [Partial],
+) {
     let at = |input: usize| Section { step: STEP, ..x.section(input, section) };
     let mut inputs = (0..x.tokens.len()).filter(|input| x.scales[input * x.sections + section] != 0.0);
     while let Some(first) = inputs.next() {
         let token = x.tokens[first];
         match inputs.next() {
-            Some(second) => multiply_by::<T, true>(levels, [at(first), at(second)], [token, x.tokens[second]], out),
-            None => multiply_by::<T, false>(levels, [at(first); 2], [token; 2], out),
+            Some(second) => multiply_by::<T, PAIRED, true>(levels, [at(first), at(second)], [token, x.tokens[second]], out),
+            None => multiply_by::<T, PAIRED, false>(levels, [at(first); 2], [token; 2], out),
         }
     }
 }
 
 /// The same for a section of one input or of two, whose levels are loaded once.
 #[inline(always)]
-unsafe fn multiply_by<T: Vector, const TWO: bool>(levels: &[Levels], x: [Section; 2], tokens: [usize; 2], out: &mut [Partial]) {
+unsafe fn multiply_by<T: Vector, const PAIRED: bool, const TWO: bool>(
+    levels: &[Levels],
+    x: [Section; 2],
+    tokens: [usize; 2],
+    out: &mut [Partial],
+) {
     for part in 0..VECTOR / T::BYTES {
         let at = part * T::BYTES;
         for rows in (0..8).step_by(T::ROWS) {
-            let mut first = [x[0].start::<T>(at); 8];
-            let mut second = [x[1].start::<T>(at); 8];
+            let [mut first, mut second] = match PAIRED {
+                true => [[x[0].start_paired::<T>(at); 8], [x[1].start_paired::<T>(at); 8]],
+                false => [[x[0].start::<T>(at); 8], [x[1].start::<T>(at); 8]],
+            };
             for (group, levels) in levels.iter().enumerate() {
                 let row = levels.as_ptr().cast::<u8>().add(rows * VECTOR + at);
                 let (x0, x1) = (x[0].activations::<T>(group, at), x[1].activations::<T>(group, at));
                 for j in 0..T::ROWS {
-                    let levels = T::bytes(T::load(row.add(j * VECTOR)));
-                    first[j] = T::dot_bytes(first[j], levels, x0);
-                    if TWO {
-                        second[j] = T::dot_bytes(second[j], levels, x1);
+                    let levels = T::load(row.add(j * VECTOR));
+                    if PAIRED {
+                        first[j] = T::dot_bytes_paired(first[j], levels, x0);
+                    } else {
+                        first[j] = T::dot_bytes(first[j], T::bytes(levels), x0);
+                    }
+                    if TWO && PAIRED {
+                        second[j] = T::dot_bytes_paired(second[j], levels, x1);
+                    } else if TWO {
+                        second[j] = T::dot_bytes(second[j], T::bytes(levels), x1);
                     }
                 }
             }

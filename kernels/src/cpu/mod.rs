@@ -222,9 +222,9 @@ macro_rules! kernels {
             }
 
             $(#[target_feature(enable = $features)])?
-            unsafe fn multiply(levels: &mut [Levels; 16], groups: usize, section: usize, x: &Inputs, out: &mut [Partial]) {
+            unsafe fn multiply<const PAIRED: bool>(levels: &mut [Levels; 16], groups: usize, section: usize, x: &Inputs, out: &mut [Partial]) {
                 // SAFETY: as above.
-                unsafe { kernel::multiply::<$vector>(&levels[..groups], section, x, out) }
+                unsafe { kernel::multiply::<$vector, PAIRED>(&levels[..groups], section, x, out) }
             }
 
             /// Kernels of a run; `None` is width 8. A code is valid, so path bits are 1 or 2 and bits at most 6.
@@ -240,7 +240,10 @@ macro_rules! kernels {
                         Kernels {
                             dot: dot::<$path, $raw, { Reads::$reads as usize }, $bits>,
                             look_up: look_up::<$path, $raw, { Reads::$reads as usize }, $bits>,
-                            multiply,
+                            multiply: match <$vector>::SIGNED && $path > 0 && kernel::two_rows($bits) {
+                                true => multiply::<true>,
+                                false => multiply::<false>,
+                            },
                             signed: <$vector>::SIGNED,
                         }
                     };

@@ -75,7 +75,7 @@ impl Folded {
 /// Largest magnitude of the levels of codes that are looked up two rows at once: `VPMADDUBSW` gives sums of two products, and those of such levels
 /// with [`PAIRED_OFFSET`] added fit into 16 bits, `2 * 127 * 127 < 2^15`.
 pub(crate) const PAIRED_MOST: i8 = 63;
-pub(super) const PAIRED_OFFSET: i8 = 64;
+const PAIRED_OFFSET: i8 = 64;
 
 /// A level table that is the sum of two of 16 entries: one picked by the low nibble of the level index, in which there are path bits of the whole window, the other by
 /// the rest, raw bits and path bits that stand in one nibble with the row's own: 3 in all, or 4 where there are three raw bits.

@@ -83,7 +83,7 @@ pub(super) trait Vector {
     const MERGES: bool;
     /// Index bits of the smallest level table look-up.
     const TABLE_BITS: usize;
-    /// Tables and looked-up vectors hold levels as they are (tables for two rows at once: with [`PAIRED_OFFSET`](super::tables::PAIRED_OFFSET) added); otherwise with 128
+    /// Tables and looked-up vectors hold levels as they are (those for two rows at once: with 64 added); otherwise with 128
     /// added, because products are of unsigned bytes.
     const SIGNED: bool;
 
@@ -157,6 +157,11 @@ pub(super) trait Vector {
     #[inline(always)]
     unsafe fn dot_paired(sums: Self::Sums, levels: Self::Level, x: Self::Activations) -> Self::Sums {
         Self::dot(sums, levels, x)
+    }
+    /// [`dot_bytes`](Self::dot_bytes) of levels that [`store_paired`](Self::store_paired) has written.
+    #[inline(always)]
+    unsafe fn dot_bytes_paired(sums: Self::Sums, levels: Self::V, x: Self::V) -> Self::Sums {
+        Self::dot_bytes(sums, Self::bytes(levels), x)
     }
     /// [`store_levels`](Self::store_levels).
     #[inline(always)]

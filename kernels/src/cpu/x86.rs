@@ -1,6 +1,6 @@
 //! Byte vectors of x86-64: AVX2, AVX2 with GFNI and VNNI, AVX-512 with VBMI, VNNI and GFNI.
 
-use super::tables::{Map, Tables, PAIRED_OFFSET};
+use super::tables::{Map, Tables};
 use super::vector::Vector;
 use std::arch::x86_64::*;
 
@@ -60,16 +60,12 @@ unsafe fn half_level<const BITS: usize>(table: &[u8; 256], index: __m256i) -> [_
     }
 }
 
-/// [`Vector::levels_of_pair`] as they stand in the table.
+/// [`Vector::levels_of_pair`] as they stand in the table; `second` is the second row's index, `first` any byte with the first row's in the low nibble.
 #[inline(always)]
-unsafe fn pair<const PART: usize, const NARROW: bool>(tables: &Tables, indices: __m256i) -> [__m256i; 2] {
+unsafe fn pair<const PART: usize, const NARROW: bool>(tables: &Tables, first: __m256i, second: __m256i) -> [__m256i; 2] {
     let table = broadcast16(&tables.levels[0].as_chunks::<16>().0[4 * PART]);
-    let (mut first, mut second) = (indices, _mm256_srli_epi16::<4>(indices));
-    if !NARROW {
-        // A shuffle gives 0 where bit 7 is set, and does not look at bits 4 to 6.
-        let nibble = _mm256_set1_epi8(15);
-        (first, second) = (_mm256_and_si256(first, nibble), _mm256_and_si256(second, nibble));
-    }
+    // A shuffle gives 0 where bit 7 is set, and does not look at bits 4 to 6.
+    let first = if NARROW { first } else { _mm256_and_si256(first, _mm256_set1_epi8(15)) };
     [_mm256_shuffle_epi8(table, first), _mm256_shuffle_epi8(table, second)]
 }
 
@@ -182,7 +178,9 @@ impl Vector for Avx2 {
     }
     #[inline(always)]
     unsafe fn levels_of_pair<const PART: usize, const NARROW: bool>(_: &(), tables: &Tables, indices: __m256i) -> [Self::Level; 2] {
-        let [first, second] = pair::<PART, NARROW>(tables, indices);
+        let second = _mm256_srli_epi16::<4>(indices);
+        let second = if NARROW { second } else { _mm256_and_si256(second, _mm256_set1_epi8(15)) };
+        let [first, second] = pair::<PART, NARROW>(tables, indices, second);
         [[first, _mm256_setzero_si256()], [second, _mm256_setzero_si256()]]
     }
     #[inline(always)]
@@ -203,8 +201,12 @@ impl Vector for Avx2 {
         _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(levels, x), _mm256_set1_epi16(1)))
     }
     #[inline(always)]
-    unsafe fn store_paired(p: *mut u8, levels: Self::Level) {
-        Self::store(p, _mm256_sub_epi8(levels[0], _mm256_set1_epi8(PAIRED_OFFSET)))
+    unsafe fn dot_bytes_paired(sums: __m256i, levels: __m256i, x: __m256i) -> __m256i {
+        Self::dot_paired(sums, [levels; 2], [x; 2])
+    }
+    #[inline(always)]
+    unsafe fn store_paired(p: *mut u8, [levels, _]: Self::Level) {
+        Self::store(p, levels)
     }
     #[inline(always)]
     unsafe fn merge(_: Self::Split, _: Self::Split, _: bool) -> Self::Split {
@@ -281,7 +283,12 @@ impl Vector for Avx2Gfni {
     }
     #[inline(always)]
     unsafe fn levels_of_pair<const PART: usize, const NARROW: bool>(_: &(), tables: &Tables, indices: __m256i) -> [__m256i; 2] {
-        pair::<PART, NARROW>(tables, indices)
+        // High nibbles as low ones, and nothing else: one linear map.
+        let second = match NARROW {
+            true => _mm256_srli_epi16::<4>(indices),
+            false => _mm256_gf2p8affine_epi64_epi8::<0>(indices, _mm256_set1_epi64x(0x1020_4080_0000_0000)),
+        };
+        pair::<PART, NARROW>(tables, indices, second)
     }
     #[inline(always)]
     unsafe fn add_levels(a: __m256i, b: __m256i) -> __m256i {
