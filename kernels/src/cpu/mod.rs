@@ -282,7 +282,8 @@ macro_rules! kernels {
                     (2, 4) if reads == Reads::Nibble && bits == 6 => pick!(2, 4, Nibble, T6),
                     (1, 1) if bits == SUMMED => pick!(1, 1, Window, SUMMED),
                     (1, 2) if bits == SUMMED => pick!(1, 2, Window, SUMMED),
-                    (1, _) if bits == SUMMED => pick!(1, 3, Window, SUMMED),
+                    (1, 3) if bits == SUMMED => pick!(1, 3, Window, SUMMED),
+                    (1, _) if bits == SUMMED => pick!(1, 4, Window, SUMMED),
                     (1, 0) => pick!(1, 0, any reads of bits),
                     (1, 1) => pick!(1, 1, any reads of bits),
                     (1, 2) => pick!(1, 2, any reads of bits),
@@ -347,7 +348,7 @@ mod tests {
         let small: Vec<_> = codes.iter().filter(|code| code.levels[0].len() <= 16).collect();
         assert!(small.len() >= 3 && small.iter().all(|code| look_up_bits(code) <= kernel::PAIRED));
         let light = CodeSet::trellis(Effort::Light);
-        for bits in [3, 4] {
+        for bits in [3, 4, 5] {
             let mut code = LinearCode::clone(light.get(bits).unwrap());
             assert_eq!(look_up_bits(&code), kernel::SUMMED);
             // Not with a level that is no sum, or is too large.
@@ -373,7 +374,7 @@ mod tests {
                 d[i].iter_mut().for_each(|mask| *mask &= if i < 3 { 0x0F } else { 0 });
             }
         }
-        if reads == Reads::Window && matches!(raw_bits, 1..=3) && index_bits >= 4 && rng.random() {
+        if reads == Reads::Window && matches!(raw_bits, 1..=4) && index_bits >= 4 && rng.random() {
             let others = usize::from(index_bits - 4);
             for i in 0..8 {
                 a[i][..others].iter_mut().for_each(|mask| *mask &= if i < 4 { 0xF0 } else { 0x0F });

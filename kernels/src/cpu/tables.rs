@@ -78,7 +78,7 @@ pub(crate) const PAIRED_MOST: i8 = 63;
 const PAIRED_OFFSET: i8 = 64;
 
 /// A level table that is the sum of two of 16 entries: one picked by the low nibble of the level index, in which there are path bits of the whole window, the other by
-/// the rest, raw bits and path bits that stand in one nibble with the row's own: 3 in all, or 4 where there are three raw bits.
+/// the rest, raw bits and path bits that stand in one nibble with the row's own: 3 in all, or 4 where there are more than two raw bits.
 struct Summed {
     /// The second one is 0 at 0.
     tables: [[i16; 16]; 2],
@@ -91,7 +91,8 @@ impl Summed {
         let others = usize::from(code.index_bits.checked_sub(PAIRED as u8)?);
         let zero = |matrices: &[Vec<u8>]| matrices.iter().flat_map(|masks| &masks[..others]).all(|mask| *mask == 0);
         let own = |i: usize| if i < 4 { 0xF0 } else { 0x0F };
-        let summed = matches!(code.raw_bits, 1..=3)
+        let summed = matches!(code.raw_bits, 1..=4)
+            && others + usize::from(code.raw_bits) <= PAIRED
             && (!narrow(usize::from(code.raw_bits)) || others + usize::from(code.raw_bits) <= 3)
             && Reads::of(code) == Reads::Window
             && (0..).zip(&code.a).all(|(i, masks)| masks[..others].iter().all(|mask| mask & !own(i) == 0))
@@ -231,7 +232,8 @@ impl Tables {
         }
         if two_rows(look_up_bits) {
             let Tables { current, previous, older, merged, own, pairs, top, .. } = &mut *tables;
-            for maps in [&mut current[..], previous, older, merged, own, &mut pairs[0], top] {
+            let [low, high] = pairs;
+            for maps in [&mut current[..], previous, older, merged, own, low, high, top] {
                 pair_up(maps);
             }
             let period = 1 << PAIRED;

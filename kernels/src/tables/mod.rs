@@ -13,7 +13,7 @@ use std::sync::Arc;
 pub enum Effort {
     /// A row reads 10 path bits: for quantizing while a model is loaded.
     Fast,
-    /// Those of `Default`, but 16 levels at 2 bits, and sums of two tables of 16 at 3 and 4, which AVX2 looks up with fewer instructions: for CPUs without AVX-512.
+    /// Those of `Default`, but 16 levels at 2 bits, and sums of two tables of 16 from 3 to 5, which AVX2 looks up with fewer instructions: for CPUs without AVX-512.
     Light,
     /// A row reads 12 path bits.
     #[default]

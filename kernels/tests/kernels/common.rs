@@ -21,7 +21,7 @@ pub fn random_code(rng: &mut impl Rng, bits: u8) -> LinearCode {
     if path_bits == 1 && rng.random() {
         // Kernels of their own read the newest 12 path bits.
         let mut taps: Vec<u16> = (0..index_bits).map(|_| rng.random()).collect();
-        if (1..=3).contains(&raw_bits) && index_bits >= 4 && rng.random() {
+        if (1..=4).contains(&raw_bits) && index_bits >= 4 && rng.random() {
             // And others those whose levels are sums of two tables, one of them without path bits but the row's own.
             taps[..usize::from(index_bits) - 4].iter_mut().for_each(|tap| *tap = rng.random_range(0..2));
             let mut table = |bits: u8| antisymmetric(&(0..1 << (bits - 1)).map(|_| rng.random_range(-31i8..=31)).collect::<Vec<_>>());
