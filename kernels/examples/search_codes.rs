@@ -5,7 +5,7 @@
 //!
 //! prints the best code as a row of `src/tables/`. Options, `key=value`:
 //! * `raw`, `index`: bits of each kind; `window`: path bits that a row reads; `top`: the largest level at most.
-//! * `sum=1`: levels are sums, one of 16 picked by four index bits and one picked by raw bits and the row's own path bit, which is the other index bit (so `index=5`);
+//! * `sum=1`: levels are sums, one of 16 picked by four index bits and one picked by raw bits and the row's own path bit, which is the other index bit if `index=5`, not 4;
 //!   `share`: deviation of the former at the start, in percent of that of all levels.
 //! * `start`: taps to start from instead of random ones; `a,b,c;d,e,f` for several.
 //! * `rounds`: starts; `steps`: flips tried in each; `heat`: first temperature in 1/10000 of the error; `seed`; `threads`: the result does not
