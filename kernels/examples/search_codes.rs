@@ -7,6 +7,7 @@
 //! * `raw`, `index`: bits of each kind; `window`: path bits that a row reads; `top`: the largest level at most.
 //! * `sum=1`: levels are sums, one of 16 picked by four index bits and one picked by raw bits and the row's own path bit, which is the other index bit if `index=5`, not 4;
 //!   `share`: deviation of the former at the start, in percent of that of all levels.
+//! * `nibbles=1`: rows read the path nibble up to their own bit and the two before it, each row of a nibble by taps of its own ([`LinearCode::by_nibbles`]).
 //! * `start`: taps to start from instead of random ones; `a,b,c;d,e,f` for several.
 //! * `rounds`: starts; `steps`: flips tried in each; `heat`: first temperature in 1/10000 of the error; `seed`; `threads`: the result does not
 //!   depend on it; `short`: rows of the sample of the search, a multiple of 131072 for the eighth that trains a start. Two codes' errors over 2^17 rows differ by 0.3 % by chance, and
@@ -44,12 +45,14 @@ struct Shape {
     raw: u8,
     index: usize,
     window: u32,
+    /// Each row of a path nibble has its own taps.
+    nibbles: bool,
     top: f64,
     /// Of sums: share of the first table at the start.
     share: Option<f64>,
 }
 
-/// A point of the search: taps, and two tables in units of the standard deviation, negated at the complement, whose sums are the levels; the second is `[0]` if levels are
+/// A point of the search: taps, row by row, and two tables in units of the standard deviation, negated at the complement, whose sums are the levels; the second is `[0]` if levels are
 /// no sums.
 #[derive(Clone)]
 struct Candidate {
@@ -81,6 +84,15 @@ impl Shape {
         let units = (0..steps).map(|i| most / (self.top - self.top / 310.0 * f64::from(i))).filter(fits);
         let unit = units.min_by(|a, b| error(*a).total_cmp(&error(*b))).unwrap_or(most / (self.top - 1.0));
         let levels = candidate.rounded(unit).iter().map(|l| *l as i8).collect();
+        if self.nibbles {
+            let mut rows = candidate.taps.chunks(self.index).map(<[u16]>::to_vec);
+            return LinearCode::by_nibbles(
+                self.raw,
+                &std::array::from_fn(|_| rows.next().expect("taps of four rows")),
+                levels,
+                unit as f32,
+            );
+        }
         LinearCode::convolutional(1, self.raw, 3, self.window, &candidate.taps, levels, unit as f32)
     }
 
@@ -98,9 +110,20 @@ impl Shape {
             Some(share) => [table(SUM_BITS, spread * share), table(bits - SUM_BITS, spread * (1.0 - share * share).sqrt())],
             None => [table(bits, spread), vec![0.0]],
         };
-        let mut tap = |_| rng.random::<u16>() & (((1u32 << self.window) - 1) as u16);
-        let own = self.own();
-        Candidate { taps: (0..own).map(|_| 1).chain((own..self.index).map(&mut tap)).collect(), tables }
+        let mut tap = |tap: usize| match tap % self.index < self.own() {
+            true => 1,
+            false => rng.random::<u16>() & (((1u32 << self.seen(tap)) - 1) as u16),
+        };
+        Candidate { taps: (0..self.index * if self.nibbles { 4 } else { 1 }).map(&mut tap).collect(), tables }
+    }
+
+    /// Path bits that a tap may read.
+    fn seen(&self, tap: usize) -> u32 {
+        if self.nibbles {
+            (tap / self.index) as u32 + if tap % self.index < self.own() { 1 } else { 9 }
+        } else {
+            self.window
+        }
     }
 
     /// Index bits that are the row's own path bit.
@@ -119,8 +142,10 @@ impl Shape {
             return new;
         }
         for _ in 0..[1, 1, 2, 2, 3][rng.random_range(0..5)] {
-            let tap = rng.random_range(self.own()..self.index);
-            new.taps[tap] ^= 1 << rng.random_range(0..self.window);
+            // Of a row's own path bit alone only the nibble before it may join in.
+            let first = if self.nibbles { 0 } else { self.own() };
+            let tap = rng.random_range(0..new.taps.len() / self.index) * self.index + rng.random_range(first..self.index);
+            new.taps[tap] ^= 1 << rng.random_range(0..self.seen(tap));
         }
         new
     }
@@ -322,6 +347,7 @@ fn main() {
         raw: number("raw", 0) as u8,
         index: number("index", 4),
         window: number("window", 12) as u32,
+        nibbles: number("nibbles", 0) == 1,
         top: number("top", 127) as f64,
         share: (number("sum", 0) == 1).then_some(number("share", 60) as f64 / 100.0),
     };
@@ -357,6 +383,7 @@ fn main() {
     let code = shape.code(&best);
     println!("// {:.4} bits above the limit", f64::from(code.bits()) + error.log2() / 2.0);
     let levels = &code.levels[0][code.levels[0].len() / 2..];
-    print!("Row {{ raw_bits: {}, window: {}, taps: &{:?}, levels: &{levels:?}, ", shape.raw, shape.window, best.taps);
+    print!("Row {{ raw_bits: {}, window: {}, taps: &{:?}, by_nibbles: {}, ", shape.raw, shape.window, best.taps, shape.nibbles);
+    print!("levels: &{levels:?}, ");
     println!("unit: {:?}, error: {error:.4e} }},", code.unit);
 }

@@ -15,6 +15,9 @@ pub(crate) const SMALLEST: f32 = f32::MIN_POSITIVE * TOP;
 /// `OUTLIER / (TOP sqrt(12))`, 1 %: they get a second byte for what the first one leaves.
 const OUTLIER: i32 = 5;
 
+/// Column groups of a chunk at most: kernels keep what they know of them.
+pub(crate) const LONGEST_CHUNK: usize = 8;
+
 /// Quantized activations of some tokens by one run. Buffers are kept from call to call.
 #[derive(Default)]
 pub(crate) struct Activations {
@@ -26,6 +29,12 @@ pub(crate) struct Activations {
     used: usize,
     /// `[input][section][-128 times the sum of the columns of a 32-bit lane]`.
     starts: Vec<i32>,
+    /// `[input][section][chunk of column groups][minus the sum of the columns of a 16-bit lane]`, room for the shortest chunks.
+    halves: Vec<i16>,
+    /// `[input][section]`: column groups of a chunk.
+    chunks: Vec<u8>,
+    /// Largest magnitude of the levels that chunks are for; 0 for no chunks.
+    most: usize,
     /// `[input][section]`.
     scales: Vec<f32>,
     columns: usize,
@@ -37,11 +46,15 @@ pub(crate) struct Activations {
 }
 
 impl Activations {
-    /// Forgets all tokens; those to come have `columns` activations in `lanes` lanes.
-    pub fn start(&mut self, columns: usize, lanes: usize) {
+    /// Forgets all tokens; those to come have `columns` activations in `lanes` lanes. `most`: the largest magnitude of the levels whose products with two columns of each of a chunk
+    /// of column groups are to fit into 16 bits; 0 for no chunks.
+    pub fn start(&mut self, columns: usize, lanes: usize, most: usize) {
         self.tokens.clear();
         self.used = 0;
         self.starts.clear();
+        self.halves.clear();
+        self.chunks.clear();
+        self.most = most;
         self.scales.clear();
         let vectors = columns.div_ceil(SECTION) * if lanes >= 8 { 1 } else { lanes };
         (self.columns, self.lanes, self.stride) = (columns, lanes, (vectors | 1) * VECTOR);
@@ -85,6 +98,9 @@ impl Activations {
             bytes: &self.bytes,
             stride: self.stride,
             starts: &self.starts,
+            halves: &self.halves,
+            chunks: &self.chunks,
+            halves_stride: self.halves_stride(),
             scales: &self.scales,
             sections: self.columns.div_ceil(SECTION),
             lanes: self.lanes,
@@ -141,8 +157,60 @@ impl Activations {
             }
             (0..self.lanes).for_each(|_| self.starts.extend_from_slice(&starts[..parts]));
         }
+        if self.most > 0 {
+            self.add_chunks(&q);
+        }
         (step, q)
     }
+
+    /// Column groups of a chunk whatever the activations are.
+    fn shortest_chunk(&self) -> usize {
+        (i16::MAX as usize / (2 * TOP as usize * self.most)).clamp(1, self.lanes.min(LONGEST_CHUNK))
+    }
+
+    fn halves_stride(&self) -> usize {
+        match self.most {
+            0 => 0,
+            _ => self.lanes.div_ceil(self.shortest_chunk()) * if self.lanes >= 8 { VECTOR / self.lanes } else { VECTOR } / 2,
+        }
+    }
+
+    #[inline(always)]
+    fn add_chunks(&mut self, q: &[i8; SECTION]) {
+        let group = VECTOR / self.lanes;
+        let end = self.halves.len() + self.halves_stride();
+        let magnitudes = q.map(|q| u16::from(q.unsigned_abs()));
+        let bound = i16::MAX as usize / self.most;
+        let fits = |chunk: &usize| {
+            *chunk <= self.lanes.min(LONGEST_CHUNK)
+                && magnitudes.chunks(chunk * group).all(|q| usize::from(largest_lane(q, group)) <= bound)
+        };
+        let chunk = std::iter::successors(Some(self.shortest_chunk()), |chunk| Some(2 * chunk).filter(&fits)).last().unwrap_or(1);
+        self.chunks.push(chunk as u8);
+        for groups in q.chunks(chunk * group) {
+            let mut halves = [0; VECTOR / 2];
+            for group in groups.chunks_exact(group) {
+                for (half, [a, b]) in halves.iter_mut().zip(group.as_chunks::<2>().0) {
+                    *half -= i16::from(*a) + i16::from(*b);
+                }
+            }
+            let copies = if self.lanes >= 8 { 1 } else { self.lanes };
+            (0..copies).for_each(|_| self.halves.extend_from_slice(&halves[..group / 2]));
+        }
+        self.halves.resize(end, 0);
+    }
+}
+
+/// The largest sum of the numbers of a 16-bit lane, two columns of each group.
+#[inline(always)]
+fn largest_lane(magnitudes: &[u16], group: usize) -> u16 {
+    let mut sums = [0; VECTOR / 2];
+    for group in magnitudes.chunks_exact(group) {
+        for (sum, [a, b]) in sums.iter_mut().zip(group.as_chunks::<2>().0) {
+            *sum += a + b;
+        }
+    }
+    sums.into_iter().fold(0, u16::max)
 }
 
 /// A section of values that stand in order.

@@ -114,7 +114,7 @@ pub enum CodeError {
     #[error("unit is {0}, must be finite and positive")]
     Unit(f32),
     /// Encoders search scalar and convolutional codes only; kernels read all.
-    #[error("no encoder: rows do not all read the path bits before them in the same way, one a row")]
+    #[error("no encoder: rows do not read the path bits before them, one a row, in the same way as the fourth row after them")]
     NotConvolutional,
 }
 
@@ -216,6 +216,15 @@ impl LinearCode {
         };
         let d = if bytes == 3 { masks(2) } else { Vec::new() };
         LinearCode { path_bits, raw_bits, index_bits: taps.len() as u8, a: masks(0), c: masks(1), d, levels: vec![levels], unit }
+    }
+
+    /// A code of one path bit whose rows read the path nibble up to their own bit and the two nibbles before it. Bit `j` of the index of row `i`, highest first, is the parity of
+    /// `word & taps[i % 4][j]`, the word being the newest `9 + i % 4` path bits, its last bit lowest.
+    pub fn by_nibbles(raw_bits: u8, taps: &[Vec<u16>; 4], levels: Vec<i8>, unit: f32) -> Self {
+        let mask = |row: usize, tap: u16| (u32::from(tap) & ((1 << (9 + row % 4)) - 1)) << (7 - row);
+        let masks = |byte: u32| (0..8).map(|row| taps[row % 4].iter().map(|tap| (mask(row, *tap) >> (8 * byte)) as u8).collect()).collect();
+        let index_bits = taps[0].len() as u8;
+        LinearCode { path_bits: 1, raw_bits, index_bits, a: masks(0), c: masks(1), d: Vec::new(), levels: vec![levels], unit }
     }
 
     /// True if every row's level depends on its own bits alone and the same way: such a code needs no trellis search.

@@ -59,6 +59,15 @@ struct Run {
 }
 
 impl Run {
+    /// The largest magnitude of a level, if the kernels add up to 16 bits; otherwise 0.
+    fn most(&self) -> usize {
+        if self.kernels.halves {
+            self.tables.most
+        } else {
+            0
+        }
+    }
+
     /// 64 activations of a token as the run's columns take them, zeros beyond the last one; `x` has all in-features.
     #[inline(always)]
     fn section(&self, x: &[f32], section: usize) -> [f32; SECTION] {
@@ -256,7 +265,7 @@ impl Product<'_> {
     fn quantize_here(&self, x: &[f32], activations: &mut Vec<Activations>) {
         activations.resize_with(activations.len().max(self.prepared.runs.len()), Activations::default);
         for (run, activations) in self.prepared.runs.iter().zip(activations) {
-            activations.start(run.count, self.geometry.lanes);
+            activations.start(run.count, self.geometry.lanes, run.most());
             for (token, x) in x.chunks_exact(self.parts.widths.len()).enumerate() {
                 activations.push(token, run.level, |section| run.section(x, section));
             }

@@ -181,7 +181,7 @@ mod tests {
         for _ in 0..20 {
             let (columns, tokens) = (4 * rng.random_range(1..50), rng.random_range(1..40));
             let mut x = Activations::default();
-            x.start(columns, 16);
+            x.start(columns, 16, 0);
             for token in 0..tokens {
                 let outlier = rng.random_range(0..4 * columns);
                 let values: Vec<f32> = (0..columns).map(|j| if j == outlier { 50.0 } else { rng.random_range(-1.0..1.0) }).collect();

@@ -38,6 +38,12 @@ pub(crate) struct Inputs<'a> {
     pub stride: usize,
     /// `[input][section][step / 4]`: see [`Vector::start`].
     pub starts: &'a [i32],
+    /// `[input][section]`: column groups of a chunk, whose products add up to sums of 16 bits, two columns each. Empty if nobody asked for them.
+    pub chunks: &'a [u8],
+    /// `[input][section][chunk][step / 2]`: minus the sums of the activations of a 16-bit lane.
+    pub halves: &'a [i16],
+    /// Numbers of a section there.
+    pub halves_stride: usize,
     /// `[input][section]`, the value of a level included; 0 where all activations are.
     pub scales: &'a [f32],
     pub sections: usize,
@@ -52,6 +58,9 @@ pub(crate) struct Inputs<'a> {
 pub(super) struct Section {
     pub bytes: *const u8,
     pub start: *const u8,
+    pub halves: *const u8,
+    /// Column groups, at least 1.
+    pub chunk: usize,
     pub scale: f32,
     /// As in [`Inputs`].
     pub step: usize,
@@ -64,6 +73,8 @@ impl Inputs<'_> {
         Section {
             bytes: self.bytes[input * self.stride + section * self.lanes * self.step..].as_ptr().cast(),
             start: self.starts[n * self.step / 4..].as_ptr().cast(),
+            halves: self.halves[n * self.halves_stride..].as_ptr().cast(),
+            chunk: self.chunks.get(n).map_or(1, |chunk| usize::from(*chunk)),
             scale: self.scales[n],
             step: self.step,
         }
@@ -87,6 +98,12 @@ impl Section {
     #[inline(always)]
     pub unsafe fn start_paired<T: Vector>(&self, at: usize) -> T::Sums {
         T::start_paired(self.spread::<T>(self.start, at))
+    }
+
+    /// Minus the sums of the activations of each 16-bit lane of bytes `at`, over a chunk of column groups.
+    #[inline(always)]
+    pub unsafe fn halves<T: Vector>(&self, chunk: usize, at: usize) -> T::V {
+        self.spread::<T>(self.halves.add(chunk * self.step), at)
     }
 
     #[inline(always)]

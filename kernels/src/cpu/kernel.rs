@@ -1,6 +1,7 @@
 //! The products of row blocks of one run: a single definition over byte vectors of any width.
 use super::blocks::{Block, Blocks};
 use super::inputs::{Aligned, Inputs, Partial, Section};
+use super::nibbles::{self, by_nibbles, rows8, Maps};
 use super::tables::{Reads, Tables};
 use super::vector::{prefetch, Vector};
 use crate::layout::VECTOR;
@@ -8,6 +9,7 @@ use std::ops::Range;
 
 const NIBBLE: usize = Reads::Nibble as usize;
 const TWO_BYTES: usize = Reads::TwoBytes as usize;
+const NIBBLES: usize = Reads::Nibbles as usize;
 const WINDOW: usize = Reads::Window as usize;
 const THREE_BYTES: usize = Reads::ThreeBytes as usize;
 
@@ -68,12 +70,12 @@ unsafe fn index_of<T: Vector, const PATH: usize, const RAW: usize, const READS: 
     let position = if PATH == 2 { j } else { row };
     let merged = merges::<T, RAW, READS>() && half == 0;
     let mut index = match READS {
-        WINDOW if merged => T::map(&tables.merged[j], sources.merged[j / 2]),
+        NIBBLES | WINDOW if merged => T::map(&tables.merged[j], sources.merged[j / 2]),
         NIBBLE => T::map_nibble(&tables.current[position], sources.current, if PATH == 2 { j < 2 } else { half == 0 }),
-        WINDOW if half == 0 => T::map_nibble(&tables.current[position], sources.current, true),
+        NIBBLES | WINDOW if half == 0 => T::map_nibble(&tables.current[position], sources.current, true),
         _ => T::map(&tables.current[position], sources.current),
     };
-    if READS == WINDOW && position == 7 {
+    if READS == NIBBLES && half == 1 || READS == WINDOW && position == 7 {
         index = T::xor(index, T::map_nibble(&tables.previous[position], sources.previous, false));
     } else if READS != NIBBLE {
         index = T::xor(index, T::map_previous(kept, tables, position, sources.previous));
@@ -88,8 +90,13 @@ unsafe fn index_of<T: Vector, const PATH: usize, const RAW: usize, const READS: 
 
 /// Index of row `half * 4 + j` and the next one in the second table of a code whose levels are sums.
 #[inline(always)]
-unsafe fn second_index_of<T: Vector, const RAW: usize>(sources: &Sources<T::Split>, tables: &Tables, half: usize, j: usize) -> T::V {
-    let merged = merges::<T, RAW, WINDOW>() && half == 0;
+unsafe fn second_index_of<T: Vector, const RAW: usize, const READS: usize>(
+    sources: &Sources<T::Split>,
+    tables: &Tables,
+    half: usize,
+    j: usize,
+) -> T::V {
+    let merged = merges::<T, RAW, READS>() && half == 0;
     let index = match merged {
         true => T::map(&tables.merged[j], sources.merged[j / 2]),
         false => T::map_nibble(&tables.own[half * 4 + j], sources.current, half == 0),
@@ -131,7 +138,7 @@ unsafe fn levels_of_two<T: Vector, const PATH: usize, const RAW: usize, const RE
         return T::levels_of_pair::<0, false>(kept, tables, index_of::<T, PATH, RAW, READS>(sources, kept, tables, half, j));
     }
     let first = T::levels_of_pair::<0, false>(kept, tables, index_of::<T, PATH, 0, READS>(sources, kept, tables, half, j));
-    let second = second_index_of::<T, RAW>(sources, tables, half, j);
+    let second = second_index_of::<T, RAW, READS>(sources, tables, half, j);
     let second = match narrow(RAW) {
         true => T::levels_of_pair::<1, true>(kept, tables, second),
         false => T::levels_of_pair::<1, false>(kept, tables, second),
@@ -160,7 +167,7 @@ unsafe fn levels_of<T: Vector, const PATH: usize, const RAW: usize, const READS:
 
 /// True if the first four rows of a unit, which read half of the current path byte only, have raw bits brought into the other half (see [`Tables::merged`]).
 const fn merges<T: Vector, const RAW: usize, const READS: usize>() -> bool {
-    T::MERGES && READS == WINDOW && RAW > 0
+    T::MERGES && (READS == NIBBLES || READS == WINDOW) && RAW > 0
 }
 
 /// See [`Sources::merged`].
@@ -192,7 +199,7 @@ unsafe fn rows4<T: Vector, const PATH: usize, const RAW: usize, const READS: usi
         current,
         merged: if half == 0 { merged::<T, RAW, READS>(current, pairs[0], top) } else { [current; 2] },
         previous: if READS == NIBBLE { current } else { T::split(T::load(if PATH == 2 && half == 1 { unit } else { previous })) },
-        older: if READS == NIBBLE || READS == TWO_BYTES { current } else { T::split(T::load(older)) },
+        older: if READS == NIBBLE || READS == NIBBLES || READS == TWO_BYTES { current } else { T::split(T::load(older)) },
         pairs,
         top,
     };
@@ -220,6 +227,7 @@ pub(super) unsafe fn dot<T: Vector, const PATH: usize, const RAW: usize, const R
 ) {
     let tables = blocks.tables;
     let kept = T::keep(tables);
+    let maps = if by_nibbles::<T>(READS, BITS) { Some(Maps::load::<T>(tables)) } else { None };
     let mut before_next = blocks.before_next.first.wrapping_add(PATH.saturating_sub(1) * VECTOR);
     let sections = blocks.blocks.len() * blocks.groups.len().div_ceil(x.lanes);
     let some = if READS == NIBBLE { 0 } else { blocks.before_next.count.div_ceil(sections) };
@@ -229,6 +237,15 @@ pub(super) unsafe fn dot<T: Vector, const PATH: usize, const RAW: usize, const R
             for _ in 0..some {
                 T::prefetch_second_level(before_next);
                 before_next = before_next.wrapping_add(blocks.before_next.step);
+            }
+            if let Some(maps) = &maps {
+                for input in inputs.clone() {
+                    let x = x.section(input, section);
+                    if x.scale != 0.0 {
+                        nibbles::strip::<T, RAW, READS, BITS>(&block, maps, &x, groups.clone(), out);
+                    }
+                }
+                continue;
             }
             for part in 0..VECTOR / T::BYTES {
                 for x in inputs.clone().map(|input| x.section(input, section)) {
@@ -247,7 +264,7 @@ pub(super) unsafe fn dot<T: Vector, const PATH: usize, const RAW: usize, const R
 
 /// Adds scaled sums to bytes `part` of a row.
 #[inline(always)]
-unsafe fn add_to<T: Vector>(out: &mut [f32; 16], part: usize, sums: T::Sums, scale: f32) {
+pub(super) unsafe fn add_to<T: Vector>(out: &mut [f32; 16], part: usize, sums: T::Sums, scale: f32) {
     let out = out.as_mut_ptr().add(part * T::BYTES / 4);
     T::store_floats(out, T::add_scaled(T::load_floats(out), sums, scale));
 }
@@ -288,6 +305,7 @@ pub(super) unsafe fn look_up<T: Vector, const PATH: usize, const RAW: usize, con
 ) {
     let tables = blocks.tables;
     let kept = T::keep(tables);
+    let maps = if by_nibbles::<T>(READS, BITS) { Some(Maps::load::<T>(tables)) } else { None };
     let block = &blocks.block::<PATH, RAW>(block);
     let unit_bytes = (PATH + RAW) * VECTOR;
     let distances = block.ahead.distances(block.codes.wrapping_add(groups.start * unit_bytes), groups.len() * unit_bytes);
@@ -304,6 +322,10 @@ pub(super) unsafe fn look_up<T: Vector, const PATH: usize, const RAW: usize, con
                 continue;
             }
             let before = block.before(group, at);
+            if let Some(maps) = &maps {
+                rows8::<T, RAW, READS, BITS>(unit, before, maps, |row, w| store::<T, BITS>(&mut rows[row], at, w));
+                continue;
+            }
             rows4::<T, PATH, RAW, READS, BITS, 0>(unit, before, &kept, tables, |j, w| store::<T, BITS>(&mut rows[j], at, w));
             rows4::<T, PATH, RAW, READS, BITS, 4>(unit, before, &kept, tables, |j, w| store::<T, BITS>(&mut rows[4 + j], at, w));
         }

@@ -7,6 +7,7 @@ mod amx;
 mod blocks;
 mod inputs;
 mod kernel;
+mod nibbles;
 mod portable;
 mod read;
 mod rows;
@@ -153,6 +154,8 @@ pub(crate) struct Kernels {
     multiply: Multiply,
     /// Tables hold levels as they are, without 128 added.
     pub signed: bool,
+    /// [`Kernels::dot`] reads [`Inputs::halves`].
+    pub halves: bool,
 }
 
 /// Adds the products of a section's levels, which it may change and behind which there are zeros up to 16 groups, by all inputs.
@@ -245,6 +248,7 @@ macro_rules! kernels {
                                 false => multiply::<false>,
                             },
                             signed: <$vector>::SIGNED,
+                            halves: nibbles::by_nibbles::<$vector>(Reads::$reads as usize, $bits),
                         }
                     };
                     ($path:literal, $raw:literal, $reads:ident of $bits:expr) => {
@@ -256,6 +260,12 @@ macro_rules! kernels {
                             _ => pick!($path, $raw, $reads, T8),
                         }
                     };
+                    ($path:literal, $raw:literal, summed $reads:ident) => {
+                        match $reads {
+                            Reads::Nibbles => pick!($path, $raw, Nibbles, SUMMED),
+                            _ => pick!($path, $raw, Window, SUMMED),
+                        }
+                    };
                     ($path:literal, $raw:literal, any $reads:ident, $bits:ident) => {
                         match $reads {
                             Reads::Window => pick!($path, $raw, Window, $bits),
@@ -265,6 +275,7 @@ macro_rules! kernels {
                     };
                     ($path:literal, $raw:literal, any $reads:ident of $bits:expr) => {
                         match $reads {
+                            Reads::Nibbles if $bits <= T4 => pick!($path, $raw, Nibbles, T4),
                             Reads::Window => pick!($path, $raw, Window of $bits),
                             Reads::ThreeBytes => pick!($path, $raw, ThreeBytes of $bits),
                             _ => pick!($path, $raw, TwoBytes of $bits),
@@ -280,10 +291,10 @@ macro_rules! kernels {
                     (2, 2) if reads == Reads::Nibble && bits <= 4 => pick!(2, 2, Nibble, T4),
                     (2, 3) if reads == Reads::Nibble && bits == 5 => pick!(2, 3, Nibble, T5),
                     (2, 4) if reads == Reads::Nibble && bits == 6 => pick!(2, 4, Nibble, T6),
-                    (1, 1) if bits == SUMMED => pick!(1, 1, Window, SUMMED),
-                    (1, 2) if bits == SUMMED => pick!(1, 2, Window, SUMMED),
-                    (1, 3) if bits == SUMMED => pick!(1, 3, Window, SUMMED),
-                    (1, _) if bits == SUMMED => pick!(1, 4, Window, SUMMED),
+                    (1, 1) if bits == SUMMED => pick!(1, 1, summed reads),
+                    (1, 2) if bits == SUMMED => pick!(1, 2, summed reads),
+                    (1, 3) if bits == SUMMED => pick!(1, 3, summed reads),
+                    (1, _) if bits == SUMMED => pick!(1, 4, summed reads),
                     (1, 0) => pick!(1, 0, any reads of bits),
                     (1, 1) => pick!(1, 1, any reads of bits),
                     (1, 2) => pick!(1, 2, any reads of bits),
@@ -367,14 +378,17 @@ mod tests {
         let positions = 8 / usize::from(path_bits);
         let mut masks = || (0..positions).map(|_| (0..index_bits).map(|_| rng.random()).collect::<Vec<u8>>()).collect::<Vec<_>>();
         let (mut a, mut c, mut d) = (masks(), masks(), if reads == Reads::TwoBytes { Vec::new() } else { masks() });
-        if reads == Reads::Window {
-            for i in 0..8 {
-                a[i].iter_mut().for_each(|mask| *mask &= if i < 4 { 0xF0 } else { 0xFF });
-                c[i].iter_mut().for_each(|mask| *mask &= if i < 7 { 0xFF } else { 0x0F });
-                d[i].iter_mut().for_each(|mask| *mask &= if i < 3 { 0x0F } else { 0 });
+        if matches!(reads, Reads::Nibbles | Reads::Window) {
+            for i in 0..4 {
+                a[i].iter_mut().for_each(|mask| *mask &= 0xF0);
+                d[i].iter_mut().for_each(|mask| *mask &= if i < 3 && reads == Reads::Window { 0x0F } else { 0 });
+                for bit in 0..usize::from(index_bits) {
+                    let word = u32::from(d[i][bit]) << 16 | u32::from(c[i][bit]) << 8 | u32::from(a[i][bit]);
+                    (a[i + 4][bit], c[i + 4][bit], d[i + 4][bit]) = ((word >> 4) as u8, (word >> 12) as u8, 0);
+                }
             }
         }
-        if reads == Reads::Window && matches!(raw_bits, 1..=4) && index_bits >= 4 && rng.random() {
+        if matches!(reads, Reads::Nibbles | Reads::Window) && matches!(raw_bits, 1..=4) && index_bits >= 4 && rng.random() {
             let others = usize::from(index_bits - 4);
             for i in 0..8 {
                 a[i][..others].iter_mut().for_each(|mask| *mask &= if i < 4 { 0xF0 } else { 0x0F });
@@ -422,7 +436,7 @@ mod tests {
             let columns = groups * VECTOR / lanes;
             let count = rng.random_range(1..40);
             let mut x = Activations::default();
-            x.start(columns, lanes);
+            x.start(columns, lanes, tables[0].most);
             for token in 0..count {
                 // Some tokens have outliers and so a second input, some are zero in many sections.
                 let outlier = rng.random_range(0..2 * columns);
@@ -483,7 +497,9 @@ mod tests {
         let mut rng = ChaCha8Rng::seed_from_u64(1);
         for (path_bits, raw_bits) in [(1, 0), (1, 1), (1, 2), (1, 3), (1, 4), (1, 5), (2, 0), (2, 1), (2, 2), (2, 3), (2, 4)] {
             for index_bits in 1..=8 - raw_bits {
-                for reads in [Reads::TwoBytes, Reads::Window, Reads::ThreeBytes].into_iter().take(if path_bits == 1 { 3 } else { 1 }) {
+                for reads in
+                    [Reads::TwoBytes, Reads::Nibbles, Reads::Window, Reads::ThreeBytes].into_iter().take(if path_bits == 1 { 4 } else { 1 })
+                {
                     let code = random_code(&mut rng, path_bits, raw_bits, index_bits, reads);
                     code.validate().unwrap();
                     compare(&mut rng, Some(&code));

@@ -6,7 +6,7 @@ use super::vector::Vector;
 pub(super) struct Portable<const N: usize>;
 
 macro_rules! portable {
-    ($bytes:literal, $sums:literal, $rows:literal, $merges:literal) => {
+    ($bytes:literal, $sums:literal, $rows:literal, $merges:literal, $split:literal) => {
         impl Vector for Portable<$bytes> {
             type V = [u8; $bytes];
             type Sums = [i32; $sums];
@@ -21,6 +21,7 @@ macro_rules! portable {
             const TABLE_BITS: usize = 8;
             const SIGNED: bool = false;
             const MERGES: bool = $merges;
+            const SPLIT: bool = $split;
 
             #[inline(always)]
             unsafe fn load(p: *const u8) -> Self::V {
@@ -97,6 +98,49 @@ macro_rules! portable {
                 std::array::from_fn(|i| high[i] & 0xF0 | if low_from_high { low[i] >> 4 } else { low[i] & 15 })
             }
             #[inline(always)]
+            unsafe fn table(p: *const u8) -> Self::V {
+                std::array::from_fn(|i| *p.add(i % 16))
+            }
+            #[inline(always)]
+            unsafe fn nibbles(v: Self::V) -> [Self::V; 2] {
+                [v.map(|b| b & 15), v.map(|b| b >> 4)]
+            }
+            #[inline(always)]
+            unsafe fn look_up(table: Self::V, nibbles: Self::V) -> Self::V {
+                nibbles.map(|i| table[usize::from(i)])
+            }
+            #[inline(always)]
+            unsafe fn look_up_two<const NARROW: bool>(table: Self::V, indices: Self::V) -> [Self::V; 2] {
+                Self::nibbles(indices).map(|i| Self::look_up(table, i))
+            }
+            #[inline(always)]
+            unsafe fn start_halves(v: Self::V) -> Self::V {
+                let mut halves = v;
+                for pair in halves.as_chunks_mut::<2>().0 {
+                    *pair = (i16::from_ne_bytes(*pair) << 7).to_ne_bytes();
+                }
+                halves
+            }
+            #[inline(always)]
+            unsafe fn dot_halves(mut halves: Self::V, levels: Self::V, x: Self::V) -> Self::V {
+                for (i, half) in halves.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+                    let product = |k: usize| i16::from(levels[k]).wrapping_mul(i16::from(x[k] as i8));
+                    *half = i16::from_ne_bytes(*half).wrapping_add(product(2 * i)).wrapping_add(product(2 * i + 1)).to_ne_bytes();
+                }
+                halves
+            }
+            #[inline(always)]
+            unsafe fn add_halves(mut sums: Self::Sums, halves: Self::V) -> Self::Sums {
+                for (sum, halves) in sums.iter_mut().zip(halves.as_chunks::<4>().0) {
+                    *sum += halves.as_chunks::<2>().0.iter().map(|half| i32::from(i16::from_ne_bytes(*half))).sum::<i32>();
+                }
+                sums
+            }
+            #[inline(always)]
+            unsafe fn zero() -> Self::Sums {
+                [0; $sums]
+            }
+            #[inline(always)]
             unsafe fn split(v: Self::V) -> Self::Split {
                 v
             }
@@ -135,6 +179,6 @@ macro_rules! portable {
     };
 }
 
-portable!(16, 4, 4, false);
-portable!(32, 8, 4, false);
-portable!(64, 16, 8, true);
+portable!(16, 4, 4, false, false);
+portable!(32, 8, 4, false, true);
+portable!(64, 16, 8, true, false);

@@ -94,7 +94,7 @@ impl Summed {
         let summed = matches!(code.raw_bits, 1..=4)
             && others + usize::from(code.raw_bits) <= PAIRED
             && (!narrow(usize::from(code.raw_bits)) || others + usize::from(code.raw_bits) <= 3)
-            && Reads::of(code) == Reads::Window
+            && matches!(Reads::of(code), Reads::Nibbles | Reads::Window)
             && (0..).zip(&code.a).all(|(i, masks)| masks[..others].iter().all(|mask| mask & !own(i) == 0))
             && zero(&code.c)
             && zero(&code.d)
@@ -142,6 +142,8 @@ pub(crate) struct Tables {
     pub pairs: [[Map; 4]; 2],
     /// The top raw bit of the eight rows of a vector, if raw bits are odd.
     pub top: [Map; 8],
+    /// Largest magnitude of a level, at least 1.
+    pub most: usize,
 }
 
 impl Tables {
@@ -169,6 +171,7 @@ impl Tables {
             own: [Map::ZERO; 8],
             pairs: [[Map::ZERO; 4]; 2],
             top: [Map::ZERO; 8],
+            most: 1,
         });
         let Some(code) = code else { return tables };
         let index_bits = usize::from(code.index_bits);
@@ -190,6 +193,7 @@ impl Tables {
             Some(_) => Map::new(&images.map(|image| image / 16)),
             None => folded.map(images),
         };
+        tables.most = code.levels.iter().flatten().map(|level| usize::from(level.unsigned_abs())).fold(1, usize::max);
         for position in 0..code.positions() {
             let levels = &code.levels[if code.levels.len() == 1 { 0 } else { position }];
             for (index, level) in (0..=u8::MAX).zip(levels) {
@@ -257,7 +261,9 @@ pub(crate) enum Reads {
     Nibble,
     /// The current and the previous byte.
     TwoBytes,
-    /// The newest 12 of one path bit a row: a third byte in the first rows of a byte only, and half a byte in many.
+    /// The nibble that the row stands in, up to its own bit, and the two before it; rows 0 to 3 of a byte in the same way as rows 4 to 7.
+    Nibbles,
+    /// The newest 12 of one path bit a row: a third byte in the first rows of a byte only, and half a byte in many. Rows 0 to 3 in the same way as rows 4 to 7.
     Window,
     /// Three bytes.
     ThreeBytes,
@@ -272,11 +278,22 @@ impl Reads {
         let rows_a_nibble = code.positions() / 2;
         let own = |i: usize| if i < rows_a_nibble { 0xF0 } else { 0x0F };
         let third = !within(&code.d, &|_| 0);
+        // Of an index bit of a row: all three bytes, the oldest one highest.
+        let word = |row: usize, bit: usize| {
+            let bytes = [code.d.get(row), Some(&code.c[row]), Some(&code.a[row])];
+            bytes.into_iter().fold(0u32, |word, masks| word << 8 | masks.map_or(0, |masks| u32::from(masks[bit])))
+        };
+        let halves_alike = code.path_bits == 1
+            && (0..4)
+                .all(|row| (0..code.index_bits.into()).all(|bit| word(row, bit) & 15 == 0 && word(row + 4, bit) == word(row, bit) >> 4));
         if !third && within(&code.c, &|_| 0) && within(&code.a, &own) {
             Reads::Nibble
+        } else if !third && halves_alike {
+            Reads::Nibbles
         } else if !third {
             Reads::TwoBytes
-        } else if within(&code.a, &|i| if i < 4 { 0xF0 } else { 0xFF })
+        } else if halves_alike
+            && within(&code.a, &|i| if i < 4 { 0xF0 } else { 0xFF })
             && within(&code.c, &|i| if i < 7 { 0xFF } else { 0x0F })
             && within(&code.d, &|i| if i < 3 { 0x0F } else { 0 })
         {

@@ -81,6 +81,8 @@ pub(super) trait Vector {
     const ROWS: usize;
     /// A map reads a whole byte as fast as a nibble: nibbles are brought together in one byte before they are mapped.
     const MERGES: bool;
+    /// Maps are looked up by nibbles.
+    const SPLIT: bool;
     /// Index bits of the smallest level table look-up.
     const TABLE_BITS: usize;
     /// Tables and looked-up vectors hold levels as they are (those for two rows at once: with 64 added); otherwise with 128
@@ -167,6 +169,38 @@ pub(super) trait Vector {
     #[inline(always)]
     unsafe fn store_paired(p: *mut u8, levels: Self::Level) {
         Self::store_levels(p, levels)
+    }
+    /// 16 bytes as a table, whose look-ups are fast. Called only if [`SPLIT`](Self::SPLIT), as are the following functions.
+    unsafe fn table(_p: *const u8) -> Self::V {
+        unreachable!("maps are not looked up by nibbles")
+    }
+    /// Low and high nibbles of all bytes.
+    unsafe fn nibbles(_v: Self::V) -> [Self::V; 2] {
+        unreachable!("maps are not looked up by nibbles")
+    }
+    /// Table entries at bytes below 16.
+    unsafe fn look_up(_table: Self::V, _nibbles: Self::V) -> Self::V {
+        unreachable!("maps are not looked up by nibbles")
+    }
+    /// [`levels_of_pair`](Self::levels_of_pair) of a table.
+    unsafe fn look_up_two<const NARROW: bool>(_table: Self::V, _indices: Self::V) -> [Self::Level; 2] {
+        unreachable!("maps are not looked up by nibbles")
+    }
+    /// 16-bit sums of two products before the first one: these numbers are minus the sums of their activations.
+    unsafe fn start_halves(_v: Self::V) -> Self::V {
+        unreachable!("maps are not looked up by nibbles")
+    }
+    /// Adds the products of two levels, looked up two rows at once, and two activations to each 16-bit sum.
+    unsafe fn dot_halves(_halves: Self::V, _levels: Self::Level, _x: Self::Activations) -> Self::V {
+        unreachable!("maps are not looked up by nibbles")
+    }
+    /// Adds two 16-bit sums to each sum.
+    unsafe fn add_halves(_sums: Self::Sums, _halves: Self::V) -> Self::Sums {
+        unreachable!("maps are not looked up by nibbles")
+    }
+    /// Sums of nothing.
+    unsafe fn zero() -> Self::Sums {
+        unreachable!("maps are not looked up by nibbles")
     }
     /// Asks for the line of `p`.
     unsafe fn prefetch(p: *const u8);

@@ -136,6 +136,7 @@ impl Vector for Avx2 {
     type Bytes = [__m256i; 2];
     const SIGNED: bool = true;
     const MERGES: bool = false;
+    const SPLIT: bool = true;
 
     #[inline(always)]
     unsafe fn activations(v: __m256i) -> Self::Activations {
@@ -225,6 +226,42 @@ impl Vector for Avx2 {
         )
     }
     #[inline(always)]
+    unsafe fn table(p: *const u8) -> __m256i {
+        _mm256_broadcastsi128_si256(_mm_loadu_si128(p.cast()))
+    }
+    #[inline(always)]
+    unsafe fn nibbles(v: __m256i) -> [__m256i; 2] {
+        Self::split(v)
+    }
+    #[inline(always)]
+    unsafe fn look_up(table: __m256i, nibbles: __m256i) -> __m256i {
+        _mm256_shuffle_epi8(table, nibbles)
+    }
+    #[inline(always)]
+    unsafe fn look_up_two<const NARROW: bool>(table: __m256i, indices: __m256i) -> [Self::Level; 2] {
+        let second = _mm256_srli_epi16::<4>(indices);
+        // A shuffle gives 0 where bit 7 is set, and does not look at bits 4 to 6.
+        let nibble = |v| if NARROW { v } else { _mm256_and_si256(v, _mm256_set1_epi8(15)) };
+        [indices, second].map(|v| [_mm256_shuffle_epi8(table, nibble(v)), _mm256_setzero_si256()])
+    }
+    #[inline(always)]
+    unsafe fn start_halves(v: __m256i) -> __m256i {
+        // 64 times, for levels with 64 added.
+        _mm256_slli_epi16::<6>(v)
+    }
+    #[inline(always)]
+    unsafe fn dot_halves(halves: __m256i, [levels, _]: Self::Level, [x, _]: Self::Activations) -> __m256i {
+        _mm256_add_epi16(halves, _mm256_maddubs_epi16(levels, x))
+    }
+    #[inline(always)]
+    unsafe fn add_halves(sums: __m256i, halves: __m256i) -> __m256i {
+        _mm256_add_epi32(sums, _mm256_madd_epi16(halves, _mm256_set1_epi16(1)))
+    }
+    #[inline(always)]
+    unsafe fn zero() -> __m256i {
+        _mm256_setzero_si256()
+    }
+    #[inline(always)]
     unsafe fn map_nibble(map: &Map, [l, h]: Self::Split, high: bool) -> __m256i {
         if high {
             _mm256_shuffle_epi8(broadcast16(&map.high), h)
@@ -242,6 +279,7 @@ impl Vector for Avx2Gfni {
     type Bytes = __m256i;
     const SIGNED: bool = false;
     const MERGES: bool = true;
+    const SPLIT: bool = false;
 
     #[inline(always)]
     unsafe fn activations(v: __m256i) -> __m256i {
@@ -324,6 +362,7 @@ impl Vector for Avx512 {
     type Kept = Kept;
     const SIGNED: bool = false;
     const MERGES: bool = true;
+    const SPLIT: bool = false;
     const BYTES: usize = 64;
     const ROWS: usize = 8;
     const TABLE_BITS: usize = 6;

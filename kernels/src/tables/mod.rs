@@ -13,7 +13,8 @@ use std::sync::Arc;
 pub enum Effort {
     /// A row reads 10 path bits: for quantizing while a model is loaded.
     Fast,
-    /// Those of `Default`, but 16 levels at 2 bits, and sums of two tables of 16 from 3 to 5, which AVX2 looks up with fewer instructions: for CPUs without AVX-512.
+    /// A row reads the path nibble that it stands in and the two before it; 16 levels up to 2 bits, and sums of two tables of 16 from 3 to 5, which AVX2 looks up with fewer
+    /// instructions: for CPUs without AVX-512.
     Light,
     /// A row reads 12 path bits.
     #[default]
@@ -41,12 +42,15 @@ impl Effort {
     }
 }
 
-/// A committed code of one path bit: see [`LinearCode::convolutional`].
+/// A committed code of one path bit: see [`LinearCode::convolutional`] and [`LinearCode::by_nibbles`].
 #[derive(Clone, Copy)]
 struct Row {
     raw_bits: u8,
+    /// Path bits that a row reads.
     window: u32,
+    /// Those of all rows, or one after the other those of the four rows of a path nibble.
     taps: &'static [u16],
+    by_nibbles: bool,
     /// The upper half of the levels: a level is minus that at the complement.
     levels: &'static [i8],
     unit: f32,
@@ -56,6 +60,11 @@ struct Row {
 
 impl Row {
     fn code(&self) -> LinearCode {
+        if self.by_nibbles {
+            let index_bits = self.taps.len() / 4;
+            let taps = std::array::from_fn(|row| self.taps[row * index_bits..][..index_bits].to_vec());
+            return LinearCode::by_nibbles(self.raw_bits, &taps, antisymmetric(self.levels), self.unit);
+        }
         LinearCode::convolutional(1, self.raw_bits, 3, self.window, self.taps, antisymmetric(self.levels), self.unit)
     }
 }

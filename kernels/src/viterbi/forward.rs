@@ -48,7 +48,7 @@ pub(super) struct Tables {
 
 impl Tables {
     pub(super) fn new(code: &LinearCode) -> Result<Self, CodeError> {
-        let trellis = Trellis::new(&taps(code).ok_or(CodeError::NotConvolutional)?, code.index_bits);
+        let trellis = Trellis::new(taps(code).ok_or(CodeError::NotConvolutional)?, code.index_bits);
         // All states are reached from the first one within `memory` rows, and the search begins with the others as far behind.
         let cap = (u32::from(u16::MAX - 1) / (trellis.memory + trellis.memory.max(8)) as u32) as u16;
         let levels = |phase: &Phase| {
@@ -165,25 +165,25 @@ pub(super) unsafe fn forward<V: Lanes>(tables: &Tables, x: &[f32], scratch: &mut
     start.fill(tables.cap * trellis.memory as u16 + 1);
     start[0] = 0;
     let mut decisions = scratch.decisions.as_mut_ptr();
-    let mut oldest = 0;
+    let mut row = 0;
     for x in x.as_chunks::<8>().0 {
         // Costs of eight rows before their steps: each is a chain of operations that wait for each other, and so they overlap.
         let places = x.map(|x| place(x / tables.unit));
-        let mut bit = oldest;
+        let mut ahead = row;
         for ((x, y), entries) in x.iter().zip(places).zip(scratch.entries.chunks_exact_mut(most_entries)) {
-            let entries = &mut entries[..trellis.phases[bit].entries()];
+            let entries = &mut entries[..trellis.phases[ahead].entries()];
             if x.is_nan() {
                 // A row without a value costs nothing.
                 entries.fill(0);
             } else {
-                entry_costs(tables, &tables.levels[bit], y, &mut scratch.squares[..entries.len()], entries);
+                entry_costs(tables, &tables.levels[ahead], y, &mut scratch.squares[..entries.len()], entries);
             }
-            bit = if bit + 1 == trellis.memory { 0 } else { bit + 1 };
+            ahead = if ahead + 1 == trellis.phases.len() { 0 } else { ahead + 1 };
         }
         for entries in scratch.entries.chunks_exact(most_entries).take(8) {
-            let phase = &trellis.phases[oldest];
+            let phase = &trellis.phases[row];
             spread::<V>(phase, entries, branches);
-            match (phase.far, oldest) {
+            match (phase.far, phase.oldest) {
                 (Some(far), _) => across::<V>(phase, far, costs, branches, decisions),
                 (None, 0) => within::<V, 0>(phase, costs, branches, decisions),
                 (None, 1) => within::<V, 1>(phase, costs, branches, decisions),
@@ -192,7 +192,7 @@ pub(super) unsafe fn forward<V: Lanes>(tables: &Tables, x: &[f32], scratch: &mut
                 (None, _) => within::<V, 4>(phase, costs, branches, decisions),
             }
             decisions = decisions.add(trellis.vectors());
-            oldest = if oldest + 1 == trellis.memory { 0 } else { oldest + 1 };
+            row = if row + 1 == trellis.phases.len() { 0 } else { row + 1 };
         }
         rebase::<V>(costs, trellis.vectors());
     }

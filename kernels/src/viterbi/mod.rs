@@ -33,7 +33,7 @@ impl Encoder {
     /// An encoder for this code with the fastest instructions of this CPU, or those that `WSRUN_ISA` names.
     ///
     /// # Errors
-    /// The code is not valid, or neither scalar nor convolutional: one path bit a row, and every row reading the bits before it in the same way.
+    /// The code is not valid, or neither scalar nor convolutional: one path bit a row, and every row reading the bits before it in the same way, or as the fourth row after it does.
     pub fn new(code: Arc<LinearCode>) -> Result<Self, CodeError> {
         Self::with_isa(code, isa().unwrap_or_else(|_| Isa::best()))
     }
@@ -190,6 +190,12 @@ mod tests {
         LinearCode::convolutional(1, raw_bits, bytes, window, &taps, levels, 0.02)
     }
 
+    /// A code that reads nibbles, with taps for each row of them.
+    fn by_nibbles(rng: &mut ChaCha8Rng, raw_bits: u8, index_bits: u8) -> LinearCode {
+        let levels = random_code(rng, raw_bits, index_bits, 2).levels.remove(0);
+        LinearCode::by_nibbles(raw_bits, &std::array::from_fn(|_| (0..index_bits).map(|_| rng.random()).collect()), levels, 0.02)
+    }
+
     #[test]
     fn values_far_out_do_not_spoil_the_rest() {
         let mut rng = ChaCha8Rng::seed_from_u64(2);
@@ -271,7 +277,11 @@ mod tests {
             let three = case % 5 == 0;
             let raw_bits = rng.random_range(0..=if three { 1 } else { 3 });
             let index_bits = rng.random_range(2..=8 - raw_bits);
-            let code = Arc::new(random_code(&mut rng, raw_bits, index_bits, if three { 3 } else { 2 }));
+            let code = match case % 5 {
+                4 => by_nibbles(&mut rng, raw_bits, index_bits),
+                _ => random_code(&mut rng, raw_bits, index_bits, if three { 3 } else { 2 }),
+            };
+            let code = Arc::new(code);
             // All pairs of bytes times all bytes take a while.
             let rows = rng.random_range(1..if three { 40 } else { 100usize });
             let mut x = gaussian(&mut rng, rows);

@@ -9,9 +9,12 @@ use crate::code::{bit_images, LinearCode};
 pub(super) const LANES: usize = 32;
 pub(super) const LANE_BITS: usize = LANES.ilog2() as usize;
 
-/// Index contributions of the path bits that a row reads, newest first; `None` if rows differ in that, a row reads bits of rows to come, or
+/// Rows after which codes read their path bits in the same way again, at most: a path nibble.
+const PERIOD: usize = 4;
+
+/// Index contributions of the path bits that the rows of a period of one row or of [`PERIOD`] read, newest first; `None` if rows differ otherwise, a row reads bits of rows to come, or
 /// there are two path bits a row.
-pub(super) fn taps(code: &LinearCode) -> Option<Vec<u8>> {
+pub(super) fn taps(code: &LinearCode) -> Option<Vec<Vec<u8>>> {
     if code.path_bits != 1 || code.levels.len() != 1 {
         return None;
     }
@@ -23,19 +26,26 @@ pub(super) fn taps(code: &LinearCode) -> Option<Vec<u8>> {
         seen.resize(8 * bytes.len(), 0);
         (later, seen)
     };
-    let mut taps = row(0).1;
-    if (0..8).map(row).any(|(later, seen)| later.iter().any(|image| *image != 0) || seen != taps) {
-        return None;
+    let mut rows = Vec::new();
+    for i in 0..8 {
+        let (later, seen) = row(i);
+        if later.iter().any(|image| *image != 0) {
+            return None;
+        }
+        rows.push(seen);
     }
-    taps.truncate(taps.iter().rposition(|image| *image != 0).map_or(1, |last| last + 1));
-    Some(taps)
+    let period = [1, PERIOD].into_iter().find(|period| rows[*period..].iter().zip(&rows).all(|(row, before)| row == before))?;
+    rows.truncate(period);
+    let longest = rows.iter().filter_map(|taps| taps.iter().rposition(|image| *image != 0)).max().unwrap_or(0);
+    rows.iter_mut().for_each(|taps| taps.truncate(longest + 1));
+    Some(rows)
 }
 
 /// States and the phases of their addresses.
 pub(super) struct Trellis {
     /// Bits of a state.
     pub memory: usize,
-    /// The phase of row `t` is `phases[t % memory]`.
+    /// The phase of row `t` is `phases[t % phases.len()]`.
     pub phases: Vec<Phase>,
     /// Path bits that a row reads.
     pub window: u32,
@@ -43,6 +53,8 @@ pub(super) struct Trellis {
 
 /// What a step does, in vectors of states and of branch costs. A branch vector of index `i` holds the costs of `i ^ lanes[l]` in lanes `l`.
 pub(super) struct Phase {
+    /// The address bit that holds the oldest path bit.
+    pub oldest: usize,
     /// Index contribution of the lanes: of their address bits, the newest bit being the one to come if it is among them.
     pub lanes: [u8; LANES],
     /// Indices whose branch vectors are made from entries, one for each coset of the lanes' span.
@@ -66,13 +78,15 @@ pub(super) struct Group {
 }
 
 impl Trellis {
-    pub(super) fn new(taps: &[u8], index_bits: u8) -> Self {
+    pub(super) fn new(mut taps: Vec<Vec<u8>>, index_bits: u8) -> Self {
+        let window = taps[0].len();
         // At least two vectors of states.
-        let memory = (taps.len() - 1).max(LANE_BITS + 1);
-        let mut images = taps.to_vec();
-        images.resize(memory + 1, 0);
-        let phases = (0..memory).map(|oldest| Phase::new(&images, index_bits, oldest)).collect();
-        Trellis { memory, phases, window: taps.len() as u32 }
+        let memory = (window - 1).max(LANE_BITS + 1);
+        taps.iter_mut().for_each(|images| images.resize(memory + 1, 0));
+        // Until a row meets the same address bits and the same taps again.
+        let rows = (memory..).step_by(memory).find(|rows| rows.is_multiple_of(taps.len())).unwrap_or(memory);
+        let phases = (0..rows).map(|row| Phase::new(&taps[row % taps.len()], index_bits, row % memory)).collect();
+        Trellis { memory, phases, window: window as u32 }
     }
 
     /// Vectors of states.
@@ -92,7 +106,7 @@ impl Phase {
         self.representatives.len() * LANES
     }
 
-    /// `images`: index contributions by age; `oldest`: the address bit that holds the oldest bit.
+    /// `images`: index contributions by age.
     fn new(images: &[u8], index_bits: u8, oldest: usize) -> Self {
         let memory = images.len() - 1;
         let (newest, oldest_image) = (images[0], images[memory]);
@@ -103,7 +117,7 @@ impl Phase {
         let exchanges: Vec<usize> = (0..LANES).filter(|&l| !lanes[..l].contains(&lanes[l])).collect();
         let mut representatives = Vec::new();
         let mut branch = vec![None; 1 << index_bits];
-        for index in 0..1u8 << index_bits {
+        for index in 0..=u8::MAX >> (8 - index_bits) {
             if branch[usize::from(index)].is_none() {
                 for (n, &by) in exchanges.iter().enumerate() {
                     branch[usize::from(index ^ lanes[by])] = Some(representatives.len() * exchanges.len() + n);
@@ -125,6 +139,6 @@ impl Phase {
             groups.push(Group { branches, members: members.len()..members.len() + vectors.len() });
             members.extend(vectors);
         }
-        Phase { lanes, representatives, exchanges, groups, members, far }
+        Phase { oldest, lanes, representatives, exchanges, groups, members, far }
     }
 }
