@@ -57,7 +57,7 @@ enum Kind {
 pub(super) enum Level {
     /// Least time
     Fast,
-    /// Codes that a CPU without AVX-512 multiplies by up to twice as fast, with a little more error from 2 to 5 bits
+    /// Codes that a CPU without AVX-512 multiplies by two to three times as fast, with a little more error up to 5 bits
     Light,
     /// What the commands that quantize on load use
     Default,

@@ -438,13 +438,14 @@ mod tests {
             let mut x = Activations::default();
             x.start(columns, lanes, tables[0].most);
             for token in 0..count {
-                // Some tokens have outliers and so a second input, some are zero in many sections.
+                // Some tokens have outliers and so a second input, some are zero in many sections, some have the largest sums there are.
                 let outlier = rng.random_range(0..2 * columns);
                 let zero = if rng.random() { 0..columns } else { 0..rng.random_range(0..=columns) };
+                let largest = [None, None, Some(1.0), Some(-1.0)][rng.random_range(0..4)];
                 let value = |j| match j {
                     _ if j == outlier => 100.0,
                     _ if zero.contains(&j) => 0.0,
-                    _ => rng.random_range(-1.0..1.0),
+                    _ => largest.unwrap_or_else(|| rng.random_range(-1.0..1.0)),
                 };
                 let values: Vec<f32> = (0..columns).map(value).collect();
                 x.push(token, 0.25, |section| section_of(&values, section));
