@@ -1,8 +1,8 @@
 //! Codes that are looked up two rows at once and whose rows all read path nibbles in the same way, for vectors whose maps are looked up by nibbles anyway.
 //!
-//! Rows 0 to 3 of a unit read the nibbles before those that rows 4 to 7 read, so four rows' maps do for eight, and stay in registers or on the stack. Products of a few column groups add up
-//! to 16 bits before they are widened ([`Inputs::chunks`](super::Inputs)), in memory: eight sums leave no room for maps. What counts is how many instructions there are: on a core whose other half
-//! is busy, four of them go through a cycle, of any kind.
+//! Rows 0 to 3 of a unit read the nibbles before those that rows 4 to 7 read, so the maps of four rows do for eight. Indices of a chunk of column groups go to memory; then levels are looked up and
+//! multiplied, in a loop that has all eight sums in registers, as the first one has most maps. One loop for both spills either, and its chains of dependent instructions are twice as long
+//! (docs/speed.md). Products of a chunk add up to 16 bits before they are widened ([`Inputs::chunks`](super::Inputs)).
 use super::blocks::Block;
 use super::inputs::{Aligned, Partial, Section};
 use super::kernel::{add_to, narrow, two_rows, SUMMED};
