@@ -47,6 +47,11 @@ fn matrices(rows: usize, columns: usize, width: u8, codes: &Arc<CodeSet>, rng: &
     (0..copies).map(make).collect()
 }
 
+/// Nearly Gaussian, as activations are: how far sums fit into 16 bits depends on it.
+fn normal(rng: &mut impl Rng) -> f32 {
+    (0..12).map(|_| rng.random_range(-0.5f32..0.5)).sum()
+}
+
 /// The criterion of this program and what the lines after its own need.
 struct Bench {
     criterion: Criterion,
@@ -125,7 +130,7 @@ fn main() {
                         continue;
                     }
                     let matrices = matrices(rows, columns, width, codes, &mut rng);
-                    let x: Vec<f32> = (0..tokens * columns).map(|_| rng.random_range(-2.0f32..2.0)).collect();
+                    let x: Vec<f32> = (0..tokens * columns).map(|_| normal(&mut rng)).collect();
                     let mut y = vec![0.0; tokens * rows];
                     let weights = rows * columns;
                     let copies: Vec<&[u8]> = matrices.iter().map(|m| &(*m.parts().codes).as_ref()[m.parts().range.clone()]).collect();
@@ -142,7 +147,7 @@ fn main() {
             }
             let stored = random_bytes(rows * columns, &mut rng);
             let table = Rows8::new(rows, columns, stored.clone(), 0..rows * columns, vec![f16::ONE; rows], 1.0).expect("valid");
-            let x: Vec<f32> = (0..tokens * columns).map(|_| rng.random_range(-2.0f32..2.0)).collect();
+            let x: Vec<f32> = (0..tokens * columns).map(|_| normal(&mut rng)).collect();
             let mut y = vec![0.0; tokens * rows];
             bench.run(&name, rows * columns, tokens, &[&stored], |_| table.multiply(&x, tokens, &mut y));
         }

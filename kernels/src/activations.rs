@@ -12,8 +12,11 @@ pub(crate) const TOP: f32 = 127.0;
 pub(crate) const SMALLEST: f32 = f32::MIN_POSITIVE * TOP;
 
 /// A byte costs normal activations 0.5 % of a product. Sections whose largest one is more than so many times the root of the mean square would lose more than
-/// `OUTLIER / (TOP sqrt(12))`, 1 %: they get a second byte for what the first one leaves.
+/// `OUTLIER / (TOP sqrt(12))`, 1 %: their outliers are left to a second input.
 const OUTLIER: i32 = 5;
+
+/// Outliers are, where there are some, activations of more than so many times the root of the mean square.
+const COMMON: i32 = 4;
 
 /// Column groups of a chunk at most: kernels keep what they know of them.
 pub(crate) const LONGEST_CHUNK: usize = 8;
@@ -37,12 +40,14 @@ pub(crate) struct Activations {
     most: usize,
     /// `[input][section]`.
     scales: Vec<f32>,
+    /// `[input][section]`: the first of the column groups that have activations, and the end of them.
+    spans: Vec<[u8; 2]>,
     columns: usize,
     lanes: usize,
     /// Bytes of an input, an odd number of vectors: neighbours then lie in different sets of the first-level cache.
     stride: usize,
-    /// Sections of a token that need a second byte, and what the first one leaves.
-    rest: Vec<(usize, [f32; SECTION])>,
+    /// Sections of a token that have outliers, and these.
+    outliers: Vec<(usize, [f32; SECTION])>,
 }
 
 impl Activations {
@@ -56,6 +61,7 @@ impl Activations {
         self.chunks.clear();
         self.most = most;
         self.scales.clear();
+        self.spans.clear();
         let vectors = columns.div_ceil(SECTION) * if lanes >= 8 { 1 } else { lanes };
         (self.columns, self.lanes, self.stride) = (columns, lanes, (vectors | 1) * VECTOR);
     }
@@ -64,26 +70,39 @@ impl Activations {
     #[inline(always)]
     pub fn push(&mut self, token: usize, factor: f32, section: impl Fn(usize) -> [f32; SECTION]) {
         let sections = self.columns.div_ceil(SECTION);
-        let mut rest = std::mem::take(&mut self.rest);
-        rest.clear();
+        let all = [0, self.lanes as u8];
+        let mut outliers = std::mem::take(&mut self.outliers);
+        outliers.clear();
         for n in 0..sections {
-            let values = section(n);
-            let columns = (self.columns - n * SECTION).min(SECTION);
-            let (step, q) = self.add_section(&values, factor);
-            if step > 0.0 && TOP as i32 * TOP as i32 * columns as i32 > OUTLIER * OUTLIER * squares(&q) {
-                rest.push((n, std::array::from_fn(|i| values[i] - step * f32::from(q[i]))));
+            let mut values = section(n);
+            let columns = (self.columns - n * SECTION).min(SECTION) as i32;
+            let mut quantized = quantize(&values);
+            if has_outliers(&quantized, columns) {
+                outliers.push((n, take_outliers(&mut values, columns)));
+                quantized = quantize(&values);
             }
+            self.add_section(&quantized, factor, all);
         }
         self.end_input(token);
-        if !rest.is_empty() {
-            let mut next = rest.iter().peekable();
+        if !outliers.is_empty() {
+            let mut next = outliers.iter().peekable();
             for n in 0..sections {
-                let values = next.next_if(|(section, _)| *section == n).map_or(&[0.0; SECTION], |(_, values)| values);
-                self.add_section(values, factor);
+                match next.next_if(|(section, _)| *section == n) {
+                    Some((_, values)) => self.add_section(&quantize(values), factor, self.span(values)),
+                    None => self.add_section(&(0.0, [0; SECTION]), factor, all),
+                }
             }
             self.end_input(token);
         }
-        self.rest = rest;
+        self.outliers = outliers;
+    }
+
+    /// The first of the column groups that have activations, and the end of them.
+    fn span(&self, values: &[f32; SECTION]) -> [u8; 2] {
+        let group = SECTION / self.lanes;
+        let first = values.iter().position(|v| *v != 0.0).unwrap_or(0);
+        let last = values.iter().rposition(|v| *v != 0.0).unwrap_or(0);
+        [(first / group) as u8, (last / group + 1) as u8]
     }
 
     /// No more tokens.
@@ -102,6 +121,7 @@ impl Activations {
             chunks: &self.chunks,
             halves_stride: self.halves_stride(),
             scales: &self.scales,
+            spans: &self.spans,
             sections: self.columns.div_ceil(SECTION),
             lanes: self.lanes,
             step: if self.lanes >= 8 { VECTOR / self.lanes } else { VECTOR },
@@ -130,14 +150,11 @@ impl Activations {
         self.used = end;
     }
 
-    /// Adds a section of the next input; its step, 0 where there is none, and its bytes.
+    /// Adds a section of the next input.
     #[inline(always)]
-    fn add_section(&mut self, values: &[f32; SECTION], factor: f32) -> (f32, [i8; SECTION]) {
-        let largest = largest(values);
-        let step = if largest > SMALLEST && largest.is_finite() { largest / TOP } else { 0.0 };
-        let q = if step > 0.0 { rounded(values, 1.0 / step) } else { [0; SECTION] };
-        // Where an activation is not finite, the product is not a number, whatever the levels.
-        self.scales.push(if largest.is_finite() { step * factor } else { f32::NAN });
+    fn add_section(&mut self, (step, q): &(f32, [i8; SECTION]), factor: f32, span: [u8; 2]) {
+        self.scales.push(step * factor);
+        self.spans.push(span);
         // 32-bit lanes of a lane have four columns in turn each.
         let parts = 16 / self.lanes;
         let mut starts = [0; 16];
@@ -149,7 +166,7 @@ impl Activations {
             }
         }
         if self.lanes >= 8 {
-            self.add_bytes(&q);
+            self.add_bytes(q);
             self.starts.extend_from_slice(&starts[..parts]);
         } else {
             for group in q.chunks_exact(VECTOR / self.lanes) {
@@ -158,9 +175,8 @@ impl Activations {
             (0..self.lanes).for_each(|_| self.starts.extend_from_slice(&starts[..parts]));
         }
         if self.most > 0 {
-            self.add_chunks(&q);
+            self.add_chunks(q);
         }
-        (step, q)
     }
 
     /// Column groups of a chunk whatever the activations are.
@@ -242,6 +258,43 @@ pub(crate) fn largest(values: &[f32; SECTION]) -> f32 {
         }
     }
     f32::from_bits(largest.into_iter().fold(0, i32::max) as u32)
+}
+
+/// Activations as whole numbers of steps, and the step: 0 where all activations are, NaN where one is not finite, so that the product is not a number, whatever the levels.
+#[inline(always)]
+fn quantize(values: &[f32; SECTION]) -> (f32, [i8; SECTION]) {
+    let largest = largest(values);
+    if !largest.is_finite() {
+        (f32::NAN, [0; SECTION])
+    } else if largest > SMALLEST {
+        let step = largest / TOP;
+        (step, rounded(values, 1.0 / step))
+    } else {
+        (0.0, [0; SECTION])
+    }
+}
+
+/// Of `columns` activations.
+#[inline(always)]
+fn has_outliers((step, q): &(f32, [i8; SECTION]), columns: i32) -> bool {
+    *step > 0.0 && TOP as i32 * TOP as i32 * columns > OUTLIER * OUTLIER * squares(q)
+}
+
+/// Takes the outliers out of a section, until it has none.
+fn take_outliers(values: &mut [f32; SECTION], columns: i32) -> [f32; SECTION] {
+    let mut outliers = [0.0; SECTION];
+    loop {
+        let quantized = quantize(values);
+        if !has_outliers(&quantized, columns) {
+            return outliers;
+        }
+        let squares = squares(&quantized.1);
+        for ((value, outlier), q) in values.iter_mut().zip(&mut outliers).zip(quantized.1) {
+            if i32::from(q) * i32::from(q) * columns > COMMON * COMMON * squares {
+                (*outlier, *value) = (*value, 0.0);
+            }
+        }
+    }
 }
 
 /// Sum of the squares: of whole numbers, whose order does not matter.

@@ -1,5 +1,6 @@
 //! Activations and products as the kernels read and write them.
 use super::vector::Vector;
+use std::ops::Range;
 
 /// Vectors that do not lie across the lines of a cache: with those that do, many tokens took twice as long.
 #[repr(align(64))]
@@ -46,6 +47,8 @@ pub(crate) struct Inputs<'a> {
     pub halves_stride: usize,
     /// `[input][section]`, the value of a level included; 0 where all activations are.
     pub scales: &'a [f32],
+    /// `[input][section]`: the first of the column groups that have activations, and the end of them.
+    pub spans: &'a [[u8; 2]],
     pub sections: usize,
     /// Lanes of the matrix.
     pub lanes: usize,
@@ -64,6 +67,8 @@ pub(super) struct Section {
     pub scale: f32,
     /// As in [`Inputs`].
     pub step: usize,
+    /// Column groups that have activations.
+    pub span: [u8; 2],
 }
 
 impl Inputs<'_> {
@@ -77,11 +82,23 @@ impl Inputs<'_> {
             chunk: self.chunks.get(n).map_or(1, |chunk| usize::from(*chunk)),
             scale: self.scales[n],
             step: self.step,
+            span: self.spans[n],
         }
     }
 }
 
 impl Section {
+    /// The section and its column groups, `groups`, without the first and the last ones that have no activations. Chunks stay whole.
+    #[inline(always)]
+    pub fn trim(self, groups: Range<usize>) -> (Self, Range<usize>) {
+        let [first, end] = self.span.map(usize::from);
+        let chunks = first / self.chunk;
+        let skipped = chunks * self.chunk * self.step;
+        let (bytes, halves) = (self.bytes.wrapping_add(skipped), self.halves.wrapping_add(chunks * self.step));
+        let groups = groups.start + chunks * self.chunk..groups.end.min(groups.start + end);
+        (Section { bytes, halves, ..self }, groups)
+    }
+
     /// Bytes `at` of a column group.
     #[inline(always)]
     pub unsafe fn activations<T: Vector>(&self, group: usize, at: usize) -> T::V {

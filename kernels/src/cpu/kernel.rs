@@ -242,7 +242,8 @@ pub(super) unsafe fn dot<T: Vector, const PATH: usize, const RAW: usize, const R
                 for input in inputs.clone() {
                     let x = x.section(input, section);
                     if x.scale != 0.0 {
-                        nibbles::strip::<T, RAW, READS, BITS>(&block, maps, &x, groups.clone(), out);
+                        let (x, groups) = x.trim(groups.clone());
+                        nibbles::strip::<T, RAW, READS, BITS>(&block, maps, &x, groups, out);
                     }
                 }
                 continue;
@@ -252,9 +253,10 @@ pub(super) unsafe fn dot<T: Vector, const PATH: usize, const RAW: usize, const R
                     if x.scale == 0.0 {
                         continue;
                     }
+                    let (x, groups) = x.trim(groups.clone());
                     strip::<T, PATH, RAW, READS, BITS, 0>(&block, (&kept, tables), &x, groups.clone(), part, out);
                     if T::ROWS == 4 {
-                        strip::<T, PATH, RAW, READS, BITS, 4>(&block, (&kept, tables), &x, groups.clone(), part, out);
+                        strip::<T, PATH, RAW, READS, BITS, 4>(&block, (&kept, tables), &x, groups, part, out);
                     }
                 }
             }

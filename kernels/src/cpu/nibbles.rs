@@ -104,12 +104,10 @@ unsafe fn indices<T: Vector, const RAW: usize, const READS: usize, const BITS: u
     let older = if READS == WINDOW { nibbles(older) } else { previous };
     let path = [[current[1], previous[0], previous[1], older[0]], [current[0], current[1], previous[0], previous[1]]];
     let top = if RAW % 2 == 1 { nibbles(unit.add(RAW * VECTOR)) } else { current };
-    let raw = |p: usize, half: usize| if RAW / 2 > p { nibbles(unit.add((1 + 2 * p + half) * VECTOR)) } else { current };
-    let raw = [[raw(0, 0), raw(1, 0)], [raw(0, 1), raw(1, 1)]];
     for pair in 0..2 {
         for half in 0..2 {
-            let raw = raw[half].map(|nibbles| nibbles[1 - pair]);
-            let indices = indices_of_two::<T, RAW, READS, BITS>(maps, pair, path[half], raw, top[1 - half]);
+            let raw = |p: usize| if RAW / 2 > p { nibbles(unit.add((1 + 2 * p + half) * VECTOR))[1 - pair] } else { current[0] };
+            let indices = indices_of_two::<T, RAW, READS, BITS>(maps, pair, path[half], [raw(0), raw(1)], top[1 - half]);
             for index in indices.into_iter().take(index_vectors(BITS) / 4) {
                 T::store(to, index);
                 to = to.add(T::BYTES);
@@ -180,47 +178,54 @@ unsafe fn strip_of<T: Vector, const RAW: usize, const READS: usize, const BITS: 
     groups: Range<usize>,
     out: &mut Partial,
 ) {
-    let unit_bytes = (1 + RAW) * VECTOR;
-    let mut memory = MaybeUninit::<[Aligned<[[u8; VECTOR]; 8]>; LONGEST_CHUNK]>::uninit();
+    half_strip::<T, RAW, READS, BITS, 0>(block, maps, x, groups.clone(), out);
+    half_strip::<T, RAW, READS, BITS, 1>(block, maps, x, groups, out);
+}
+
+/// For the first or the second half of all vectors.
+#[inline(always)]
+unsafe fn half_strip<T: Vector, const RAW: usize, const READS: usize, const BITS: usize, const HALF: usize>(
+    block: &Block,
+    maps: &Maps<T::V>,
+    x: &Section,
+    groups: Range<usize>,
+    out: &mut Partial,
+) {
+    let (unit_bytes, group_bytes) = ((1 + RAW) * VECTOR, index_vectors(BITS) * T::BYTES);
+    let at = HALF * T::BYTES;
+    let mut memory = MaybeUninit::<Aligned<[[[u8; VECTOR]; 4]; LONGEST_CHUNK]>>::uninit();
     let memory = memory.as_mut_ptr().cast::<u8>();
-    let mut sums = [[T::zero(); 8]; 2];
-    let mut unit = block.codes.wrapping_add(groups.start * unit_bytes);
-    let mut before = block.before(groups.start, 0);
+    let mut unit = block.codes.wrapping_add(groups.start * unit_bytes + at);
+    let mut before = block.before(groups.start, at);
     let distances = block.ahead.distances(unit, groups.len() * unit_bytes);
+    let mut sums = [T::zero(); 8];
     let (mut first, mut chunk) = (0, 0);
     while first < groups.len() {
         let count = x.chunk.min(groups.len() - first);
-        for (part, sums) in sums.iter_mut().enumerate() {
-            let at = part * T::BYTES;
-            let (mut unit, mut before, mut to) = (unit.wrapping_add(at), before.map(|p| p.wrapping_add(at)), memory);
-            for _ in 0..count {
-                if part == 0 {
-                    prefetch::<T>(unit, 1 + RAW, distances);
-                }
-                indices::<T, RAW, READS, BITS>(unit, before, maps, to);
-                unit = unit.wrapping_add(unit_bytes);
-                before = [before[0].wrapping_add(block.previous_step), before[1].wrapping_add(block.older_step)];
-                to = to.add(index_vectors(BITS) * T::BYTES);
+        let mut to = memory;
+        for _ in 0..count {
+            if HALF == 0 {
+                prefetch::<T>(unit, 1 + RAW, distances);
             }
-            let mut halves = [T::start_halves(x.halves::<T>(chunk, at)); 8];
-            let mut from = memory.cast_const();
-            for group in first..first + count {
-                let x = T::activations_paired(x.activations::<T>(group, at));
-                levels::<T, RAW, BITS>(maps, from, |row, level| halves[row] = T::dot_halves(halves[row], level, x));
-                from = from.add(index_vectors(BITS) * T::BYTES);
-            }
-            for (sums, halves) in sums.iter_mut().zip(halves) {
-                *sums = T::add_halves(*sums, halves);
-            }
+            indices::<T, RAW, READS, BITS>(unit, before, maps, to);
+            unit = unit.wrapping_add(unit_bytes);
+            before = [before[0].wrapping_add(block.previous_step), before[1].wrapping_add(block.older_step)];
+            to = to.add(group_bytes);
         }
-        unit = unit.wrapping_add(count * unit_bytes);
-        before = [before[0].wrapping_add(count * block.previous_step), before[1].wrapping_add(count * block.older_step)];
+        let mut halves = [T::start_halves(x.halves::<T>(chunk, at)); 8];
+        let mut from = memory.cast_const();
+        for group in first..first + count {
+            let x = T::activations_paired(x.activations::<T>(group, at));
+            levels::<T, RAW, BITS>(maps, from, |row, level| halves[row] = T::dot_halves(halves[row], level, x));
+            from = from.add(group_bytes);
+        }
+        for (sums, halves) in sums.iter_mut().zip(halves) {
+            *sums = T::add_halves(*sums, halves);
+        }
         first += count;
         chunk += 1;
     }
-    for (part, sums) in sums.into_iter().enumerate() {
-        for (out, sums) in out.iter_mut().zip(sums) {
-            add_to::<T>(out, part, sums, x.scale);
-        }
+    for (out, sums) in out.iter_mut().zip(sums) {
+        add_to::<T>(out, HALF, sums, x.scale);
     }
 }
