@@ -104,10 +104,12 @@ unsafe fn indices<T: Vector, const RAW: usize, const READS: usize, const BITS: u
     let older = if READS == WINDOW { nibbles(older) } else { previous };
     let path = [[current[1], previous[0], previous[1], older[0]], [current[0], current[1], previous[0], previous[1]]];
     let top = if RAW % 2 == 1 { nibbles(unit.add(RAW * VECTOR)) } else { current };
+    let raw = |p: usize, half: usize| if RAW / 2 > p { nibbles(unit.add((1 + 2 * p + half) * VECTOR)) } else { current };
+    let raw = [[raw(0, 0), raw(1, 0)], [raw(0, 1), raw(1, 1)]];
     for pair in 0..2 {
         for half in 0..2 {
-            let raw = |p: usize| if RAW / 2 > p { nibbles(unit.add((1 + 2 * p + half) * VECTOR))[1 - pair] } else { current[0] };
-            let indices = indices_of_two::<T, RAW, READS, BITS>(maps, pair, path[half], [raw(0), raw(1)], top[1 - half]);
+            let raw = raw[half].map(|nibbles| nibbles[1 - pair]);
+            let indices = indices_of_two::<T, RAW, READS, BITS>(maps, pair, path[half], raw, top[1 - half]);
             for index in indices.into_iter().take(index_vectors(BITS) / 4) {
                 T::store(to, index);
                 to = to.add(T::BYTES);
