@@ -21,79 +21,84 @@ const COMMON: i32 = 4;
 /// Column groups of a chunk at most: kernels keep what they know of them.
 pub(crate) const LONGEST_CHUNK: usize = 8;
 
-/// Quantized activations of some tokens by one run. Buffers are kept from call to call.
+/// Quantized activations of some tokens by one run. Buffers are kept from call to call; they never become shorter, so that nothing is cleared that is written anyway.
 #[derive(Default)]
 pub(crate) struct Activations {
-    /// Token of each input, in the order of tokens; a token has one input, or two.
-    tokens: Vec<usize>,
-    /// `[input][section][bytes]`, and room for [`TOGETHER`] inputs behind the last one. It never becomes shorter: zeros for the room would be written in every product.
-    bytes: Vec<i8>,
-    /// Bytes written.
-    used: usize,
-    /// `[input][section][-128 times the sum of the columns of a 32-bit lane]`.
-    starts: Vec<i32>,
-    /// `[input][section][chunk of column groups][minus the sum of the columns of a 16-bit lane]`, room for the shortest chunks.
-    halves: Vec<i16>,
-    /// `[input][section]`: column groups of a chunk.
-    chunks: Vec<u8>,
-    /// Largest magnitude of the levels that chunks are for; 0 for no chunks.
-    most: usize,
-    /// `[input][section]`.
-    scales: Vec<f32>,
-    /// `[input][section]`: the first of the column groups that have activations, and the end of them.
-    spans: Vec<[u8; 2]>,
+    tokens: usize,
     columns: usize,
     lanes: usize,
-    /// Bytes of an input, an odd number of vectors: neighbours then lie in different sets of the first-level cache.
-    stride: usize,
-    /// Sections of a token that have outliers, and these.
-    outliers: Vec<(usize, [f32; SECTION])>,
+    /// Value of a level.
+    factor: f32,
+    /// Largest magnitude of the levels that chunks are for; 0 for no chunks.
+    most: usize,
+    /// As [`Inputs`] has them.
+    bytes: Vec<i8>,
+    starts: Vec<i32>,
+    halves: Vec<i16>,
+    chunks: Vec<u8>,
+    scales: Vec<f32>,
+    spans: Vec<[u8; 2]>,
+    /// Those of all tokens, in the order of tokens.
+    outliers: Vec<Outliers>,
+    /// Token of each input of outliers, by section.
+    outlier_tokens: Vec<usize>,
+    /// `[section]`: its first input of outliers, and the end of all.
+    first_outlier: Vec<usize>,
+}
+
+/// What a section of a token has of outliers.
+struct Outliers {
+    token: usize,
+    section: usize,
+    values: [f32; SECTION],
 }
 
 impl Activations {
-    /// Forgets all tokens; those to come have `columns` activations in `lanes` lanes. `most`: the largest magnitude of the levels whose products with two columns of each of a chunk
-    /// of column groups are to fit into 16 bits; 0 for no chunks.
-    pub fn start(&mut self, columns: usize, lanes: usize, most: usize) {
-        self.tokens.clear();
-        self.used = 0;
-        self.starts.clear();
-        self.halves.clear();
-        self.chunks.clear();
-        self.most = most;
-        self.scales.clear();
-        self.spans.clear();
-        let vectors = columns.div_ceil(SECTION) * if lanes >= 8 { 1 } else { lanes };
-        (self.columns, self.lanes, self.stride) = (columns, lanes, (vectors | 1) * VECTOR);
+    /// Forgets everything; `tokens` tokens with `columns` activations in `lanes` lanes are to come, and `factor` is the value of a level. `most`: the largest magnitude of the levels whose
+    /// products with two columns of each of a chunk of column groups are to fit into 16 bits; 0 for no chunks.
+    pub fn start(&mut self, tokens: usize, columns: usize, lanes: usize, factor: f32, most: usize) {
+        (self.tokens, self.columns, self.lanes, self.factor, self.most) = (tokens, columns, lanes, factor, most);
+        self.outliers.clear();
+        self.reach(self.sections() * tokens);
     }
 
-    /// Adds the activations of a token, column scales applied: `section` gives 64 of them, zeros beyond the last column. `factor` is the value of a level.
+    /// Takes the activations of a token, column scales applied: `section` gives 64 of them, zeros beyond the last column.
     #[inline(always)]
-    pub fn push(&mut self, token: usize, factor: f32, section: impl Fn(usize) -> [f32; SECTION]) {
-        let sections = self.columns.div_ceil(SECTION);
-        let all = [0, self.lanes as u8];
-        let mut outliers = std::mem::take(&mut self.outliers);
-        outliers.clear();
-        for n in 0..sections {
+    pub fn put(&mut self, token: usize, section: impl Fn(usize) -> [f32; SECTION]) {
+        for n in 0..self.sections() {
             let mut values = section(n);
             let columns = (self.columns - n * SECTION).min(SECTION) as i32;
             let mut quantized = quantize(&values);
             if has_outliers(&quantized, columns) {
-                outliers.push((n, take_outliers(&mut values, columns)));
+                self.outliers.push(Outliers { token, section: n, values: take_outliers(&mut values, columns) });
                 quantized = quantize(&values);
             }
-            self.add_section(&quantized, factor, all);
+            self.write(n * self.tokens + token, &quantized, [0, self.lanes as u8]);
         }
-        self.end_input(token);
-        if !outliers.is_empty() {
-            let mut next = outliers.iter().peekable();
-            for n in 0..sections {
-                match next.next_if(|(section, _)| *section == n) {
-                    Some((_, values)) => self.add_section(&quantize(values), factor, self.span(values)),
-                    None => self.add_section(&(0.0, [0; SECTION]), factor, all),
-                }
-            }
-            self.end_input(token);
+    }
+
+    /// All tokens are there.
+    #[inline(always)]
+    pub fn finish(&mut self) {
+        let (sections, outliers) = (self.sections(), std::mem::take(&mut self.outliers));
+        let firsts = sections * self.tokens;
+        self.reach(firsts + outliers.len());
+        self.outlier_tokens.resize(outliers.len(), 0);
+        self.first_outlier.clear();
+        self.first_outlier.resize(sections + 1, 0);
+        outliers.iter().for_each(|outliers| self.first_outlier[outliers.section + 1] += 1);
+        for n in 0..sections {
+            self.first_outlier[n + 1] += self.first_outlier[n];
         }
+        for Outliers { token, section, values } in &outliers {
+            // Where the next one of the section goes; in the end, where the next section begins.
+            let n = self.first_outlier[*section];
+            self.first_outlier[*section] += 1;
+            self.outlier_tokens[n] = *token;
+            self.write(firsts + n, &quantize(values), self.span(values));
+        }
+        self.first_outlier.rotate_right(1);
+        self.first_outlier[0] = 0;
         self.outliers = outliers;
     }
 
@@ -105,56 +110,60 @@ impl Activations {
         [(first / group) as u8, (last / group + 1) as u8]
     }
 
-    /// No more tokens.
-    pub fn finish(&mut self) {
-        self.reach(self.used + (TOGETHER - 1) * self.stride);
-    }
-
     /// All of them.
     pub fn inputs(&self) -> Inputs<'_> {
         Inputs {
-            tokens: &self.tokens,
+            tokens: self.tokens,
+            outlier_tokens: &self.outlier_tokens,
+            first_outlier: &self.first_outlier,
             bytes: &self.bytes,
-            stride: self.stride,
             starts: &self.starts,
             halves: &self.halves,
-            chunks: &self.chunks,
+            chunks: if self.most > 0 { &self.chunks } else { &[] },
             halves_stride: self.halves_stride(),
             scales: &self.scales,
             spans: &self.spans,
-            sections: self.columns.div_ceil(SECTION),
             lanes: self.lanes,
-            step: if self.lanes >= 8 { VECTOR / self.lanes } else { VECTOR },
+            step: self.step(),
         }
     }
 
-    fn end_input(&mut self, token: usize) {
-        self.tokens.push(token);
-        self.used = self.tokens.len() * self.stride;
-        self.reach(self.used);
+    fn sections(&self) -> usize {
+        self.columns.div_ceil(SECTION)
     }
 
-    /// Makes room for so many bytes.
-    #[inline(always)]
-    fn reach(&mut self, bytes: usize) {
-        if self.bytes.len() < bytes {
-            self.bytes.resize(bytes, 0);
+    /// Bytes a column group.
+    fn step(&self) -> usize {
+        if self.lanes >= 8 {
+            VECTOR / self.lanes
+        } else {
+            VECTOR
         }
     }
 
-    #[inline(always)]
-    fn add_bytes(&mut self, bytes: &[i8]) {
-        let end = self.used + bytes.len();
-        self.reach(end);
-        self.bytes[self.used..end].copy_from_slice(bytes);
-        self.used = end;
+    /// Makes room for so many inputs.
+    fn reach(&mut self, inputs: usize) {
+        fn grow<T: Copy + Default>(values: &mut Vec<T>, len: usize) {
+            if values.len() < len {
+                values.resize(len, T::default());
+            }
+        }
+        let (step, halves) = (self.step(), self.halves_stride());
+        grow(&mut self.bytes, (inputs + TOGETHER - 1) * self.lanes * step);
+        grow(&mut self.starts, inputs * step / 4);
+        grow(&mut self.scales, inputs);
+        grow(&mut self.spans, inputs);
+        if self.most > 0 {
+            grow(&mut self.halves, inputs * halves);
+            grow(&mut self.chunks, inputs);
+        }
     }
 
-    /// Adds a section of the next input.
+    /// Input `n`.
     #[inline(always)]
-    fn add_section(&mut self, (step, q): &(f32, [i8; SECTION]), factor: f32, span: [u8; 2]) {
-        self.scales.push(step * factor);
-        self.spans.push(span);
+    fn write(&mut self, n: usize, (value, q): &(f32, [i8; SECTION]), span: [u8; 2]) {
+        self.scales[n] = value * self.factor;
+        self.spans[n] = span;
         // 32-bit lanes of a lane have four columns in turn each.
         let parts = 16 / self.lanes;
         let mut starts = [0; 16];
@@ -165,17 +174,21 @@ impl Activations {
                 starts[i & (parts - 1)] -= 128 * quad.iter().map(|q| i32::from(*q)).sum::<i32>();
             }
         }
+        let step = self.step();
+        let bytes = &mut self.bytes[n * self.lanes * step..];
+        let own_starts = &mut self.starts[n * step / 4..];
         if self.lanes >= 8 {
-            self.add_bytes(q);
-            self.starts.extend_from_slice(&starts[..parts]);
+            bytes[..SECTION].copy_from_slice(q);
+            own_starts[..parts].copy_from_slice(&starts[..parts]);
         } else {
-            for group in q.chunks_exact(VECTOR / self.lanes) {
-                (0..self.lanes).for_each(|_| self.add_bytes(group));
+            let columns = VECTOR / self.lanes;
+            for (bytes, group) in bytes.chunks_exact_mut(VECTOR).zip(q.chunks_exact(columns)) {
+                bytes.chunks_exact_mut(columns).for_each(|bytes| bytes.copy_from_slice(group));
             }
-            (0..self.lanes).for_each(|_| self.starts.extend_from_slice(&starts[..parts]));
+            own_starts[..16].chunks_exact_mut(parts).for_each(|own| own.copy_from_slice(&starts[..parts]));
         }
         if self.most > 0 {
-            self.add_chunks(q);
+            self.write_chunks(n, q);
         }
     }
 
@@ -187,14 +200,13 @@ impl Activations {
     fn halves_stride(&self) -> usize {
         match self.most {
             0 => 0,
-            _ => self.lanes.div_ceil(self.shortest_chunk()) * if self.lanes >= 8 { VECTOR / self.lanes } else { VECTOR } / 2,
+            _ => self.lanes.div_ceil(self.shortest_chunk()) * self.step() / 2,
         }
     }
 
     #[inline(always)]
-    fn add_chunks(&mut self, q: &[i8; SECTION]) {
+    fn write_chunks(&mut self, n: usize, q: &[i8; SECTION]) {
         let group = VECTOR / self.lanes;
-        let end = self.halves.len() + self.halves_stride();
         let magnitudes = q.map(|q| u16::from(q.unsigned_abs()));
         let bound = i16::MAX as usize / self.most;
         let fits = |chunk: &usize| {
@@ -202,18 +214,17 @@ impl Activations {
                 && magnitudes.chunks(chunk * group).all(|q| usize::from(largest_lane(q, group)) <= bound)
         };
         let chunk = std::iter::successors(Some(self.shortest_chunk()), |chunk| Some(2 * chunk).filter(&fits)).last().unwrap_or(1);
-        self.chunks.push(chunk as u8);
-        for groups in q.chunks(chunk * group) {
+        self.chunks[n] = chunk as u8;
+        let (stride, step) = (self.halves_stride(), self.step() / 2);
+        for (own, groups) in self.halves[n * stride..][..stride].chunks_exact_mut(step).zip(q.chunks(chunk * group)) {
             let mut halves = [0; VECTOR / 2];
             for group in groups.chunks_exact(group) {
                 for (half, [a, b]) in halves.iter_mut().zip(group.as_chunks::<2>().0) {
                     *half -= i16::from(*a) + i16::from(*b);
                 }
             }
-            let copies = if self.lanes >= 8 { 1 } else { self.lanes };
-            (0..copies).for_each(|_| self.halves.extend_from_slice(&halves[..group / 2]));
+            own.chunks_exact_mut(group / 2).for_each(|own| own.copy_from_slice(&halves[..group / 2]));
         }
-        self.halves.resize(end, 0);
     }
 }
 

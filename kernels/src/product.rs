@@ -1,7 +1,7 @@
 //! Products of a packed matrix: its prepared form, and the integer kernels over row blocks and tokens.
 use crate::activations::{Activations, SECTION};
 use crate::code::CodeSet;
-use crate::cpu::{self, before_first, Ahead, Aligned, Blocks, Isa, Kernels, Levels, Lines, Partial, Tables};
+use crate::cpu::{self, before_first, Ahead, Aligned, Blocks, Isa, Kernels, Levels, Lines, Partial, Tables, Tiles, SECTIONS};
 use crate::layout::{Geometry, Units, VECTOR};
 use crate::packed::{Exception, Parts};
 use crate::parallel::share;
@@ -264,10 +264,11 @@ impl Product<'_> {
     #[inline(always)]
     fn quantize_here(&self, x: &[f32], activations: &mut Vec<Activations>) {
         activations.resize_with(activations.len().max(self.prepared.runs.len()), Activations::default);
+        let tokens = x.len() / self.parts.widths.len();
         for (run, activations) in self.prepared.runs.iter().zip(activations) {
-            activations.start(run.count, self.geometry.lanes, run.most());
+            activations.start(tokens, run.count, self.geometry.lanes, run.level, run.most());
             for (token, x) in x.chunks_exact(self.parts.widths.len()).enumerate() {
-                activations.push(token, run.level, |section| run.section(x, section));
+                activations.put(token, |section| run.section(x, section));
             }
             activations.finish();
         }
@@ -275,12 +276,13 @@ impl Product<'_> {
 
     /// Row blocks for the tokens from `first` on: by the integer kernels, then exact columns and exceptions.
     fn rows(&self, blocks: Range<usize>, first: usize, x: &[f32], activations: &[Activations], output: &Output) {
-        thread_local!(static SCRATCH: Cell<(Vec<Partial>, Vec<Levels>)> = Cell::default());
+        thread_local!(static SCRATCH: Cell<(Vec<Partial>, Vec<[Levels; 16]>)> = Cell::default());
         let lanes = self.geometry.lanes;
         let tokens = x.len() / self.parts.widths.len();
         let x = || x.chunks_exact(self.parts.widths.len()).enumerate();
         let (mut partials, mut levels) = SCRATCH.take();
-        levels.resize(16, Aligned([[0; VECTOR]; 8]));
+        levels.resize(SECTIONS, [Aligned([[0; VECTOR]; 8]); 16]);
+        let tiles = Tiles::new(self.prepared.isa, tokens);
         let at_once = if tokens < MANY { blocks.len() } else { SUMS / tokens }.max(1);
         for first_block in blocks.clone().step_by(at_once) {
             let blocks = first_block..blocks.end.min(first_block + at_once);
@@ -290,9 +292,9 @@ impl Product<'_> {
                 let (run, x) = (&self.prepared.runs[r], activations[r].inputs());
                 match levels.first_chunk_mut() {
                     // SAFETY: `panels` checked the bounds of the codes, and inputs cover the run's groups.
-                    Some(levels) if tokens >= MANY => unsafe { run.kernels.dot_many(&panel, &x, levels, tokens, &mut partials) },
+                    Some(levels) if tokens >= MANY => unsafe { run.kernels.dot_many(&panel, &x, levels, &tiles, &mut partials) },
                     // SAFETY: as above.
-                    _ => unsafe { run.kernels.dot(&panel, &x, 0..x.tokens.len(), &mut partials) },
+                    _ => unsafe { run.kernels.dot(&panel, &x, &mut partials) },
                 }
             }
             for (b, partials) in blocks.zip(partials.chunks_exact_mut(tokens)) {

@@ -1,12 +1,17 @@
 //! Products of looked-up levels by AMX tiles: 16 tokens times 16 rows times 64 columns an instruction.
 //!
 //! The layout of looked-up levels is that of a tile already: a vector of 16 lanes has four columns of 16 rows.
-use super::inputs::{Inputs, Partial};
-use super::kernel::Levels;
-use super::TOGETHER;
+use super::inputs::{Aligned, Inputs, Partial};
+use super::kernel::{multiply_outliers, Levels};
+use super::vector::Vector;
+use super::x86::Avx512;
+use super::{SECTIONS, TOGETHER};
 use crate::layout::VECTOR;
 use std::arch::asm;
 use std::arch::x86_64::*;
+use std::marker::PhantomData;
+use std::mem::MaybeUninit;
+use std::ops::Range;
 use std::sync::OnceLock;
 
 /// True if the CPU has AMX for int8 and the system lets this process use it.
@@ -58,55 +63,77 @@ static TILES: TileConfig = {
     TileConfig(bytes)
 };
 
-/// Products of tiles: what AMX does, and what tests do in its place.
-trait Tiles {
-    /// Must come before products on a thread, and [`end`](Self::end) behind them.
-    unsafe fn begin();
-    unsafe fn end();
-    /// `sums[row][input][lane]` of four rows of a section. `inputs`: the section of the first of 16, `stride` bytes from one to the next; `levels`: the first
-    /// of the rows in the first of 16 column groups.
-    unsafe fn multiply(inputs: *const i8, stride: usize, levels: *const u8, sums: &mut [Tile; 4]);
+/// The tile registers of this thread, ready for use until it is dropped. Making and dropping it takes 350 cycles, as long as the products of ten tiles.
+pub(super) struct Configured(PhantomData<*const ()>);
+
+impl Configured {
+    /// # Safety
+    /// [`is_available`].
+    pub unsafe fn new() -> Self {
+        asm!("ldtilecfg [{}]", in(reg) &raw const TILES, options(nostack, readonly, preserves_flags));
+        Configured(PhantomData)
+    }
 }
 
-/// 32-bit sums of 16 inputs and 16 lanes.
-#[repr(align(64))]
-#[derive(Clone, Copy)]
-struct Tile([[i32; 16]; 16]);
+impl Drop for Configured {
+    fn drop(&mut self) {
+        // SAFETY: there is one only where there are tiles.
+        unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) }
+    }
+}
+
+/// Products of tiles: what AMX does, and what tests do in its place.
+trait Tiles {
+    /// Writes all sums of 16 inputs of a section, from the first one on.
+    unsafe fn multiply(inputs: *const i8, levels: &[Levels; 16], sums: &mut MaybeUninit<Sums>);
+    /// Adds `scale (sums + start)`, rounded once.
+    unsafe fn add_scaled(out: &mut [f32; 16], sums: &[i32; 16], start: i32, scale: f32);
+}
+
+/// `[row][input][lane]` of 16 inputs.
+type Sums = Aligned<[[[i32; 16]; TOGETHER]; 8]>;
 
 struct Amx;
 
 impl Tiles for Amx {
     #[inline(always)]
-    unsafe fn begin() {
-        asm!("ldtilecfg [{}]", in(reg) &raw const TILES, options(nostack, readonly, preserves_flags));
-    }
-    #[inline(always)]
-    unsafe fn end() {
-        asm!("tilerelease", options(nostack, nomem, preserves_flags));
-    }
-    #[inline(always)]
-    unsafe fn multiply(inputs: *const i8, stride: usize, levels: *const u8, sums: &mut [Tile; 4]) {
+    unsafe fn multiply(inputs: *const i8, levels: &[Levels; 16], sums: &mut MaybeUninit<Sums>) {
         asm!(
-            "tileloadd tmm4, [{inputs} + {stride}*1]",
+            "tileloadd tmm4, [{inputs} + {row}*1]",
             "tileloadd tmm5, [{levels} + {group}*1]",
             "tilezero tmm0",
-            "tdpbssd tmm0, tmm4, tmm5",
+            "tdpbsud tmm0, tmm4, tmm5",
             "tileloadd tmm6, [{levels} + {group}*1 + 64]",
             "tilezero tmm1",
-            "tdpbssd tmm1, tmm4, tmm6",
+            "tdpbsud tmm1, tmm4, tmm6",
             "tileloadd tmm7, [{levels} + {group}*1 + 128]",
             "tilezero tmm2",
-            "tdpbssd tmm2, tmm4, tmm7",
+            "tdpbsud tmm2, tmm4, tmm7",
             "tileloadd tmm5, [{levels} + {group}*1 + 192]",
             "tilezero tmm3",
-            "tdpbssd tmm3, tmm4, tmm5",
+            "tdpbsud tmm3, tmm4, tmm5",
             "tilestored [{sums} + {row}*1], tmm0",
+            "tileloadd tmm6, [{levels} + {group}*1 + 256]",
+            "tilezero tmm0",
+            "tdpbsud tmm0, tmm4, tmm6",
             "tilestored [{sums} + {row}*1 + 1024], tmm1",
+            "tileloadd tmm7, [{levels} + {group}*1 + 320]",
+            "tilezero tmm1",
+            "tdpbsud tmm1, tmm4, tmm7",
             "tilestored [{sums} + {row}*1 + 2048], tmm2",
+            "tileloadd tmm5, [{levels} + {group}*1 + 384]",
+            "tilezero tmm2",
+            "tdpbsud tmm2, tmm4, tmm5",
             "tilestored [{sums} + {row}*1 + 3072], tmm3",
+            "tileloadd tmm6, [{levels} + {group}*1 + 448]",
+            "tilezero tmm3",
+            "tdpbsud tmm3, tmm4, tmm6",
+            "tilestored [{sums} + {row}*1 + 4096], tmm0",
+            "tilestored [{sums} + {row}*1 + 5120], tmm1",
+            "tilestored [{sums} + {row}*1 + 6144], tmm2",
+            "tilestored [{sums} + {row}*1 + 7168], tmm3",
             inputs = in(reg) inputs,
-            stride = in(reg) stride,
-            levels = in(reg) levels,
+            levels = in(reg) levels.as_ptr(),
             group = in(reg) size_of::<Levels>(),
             sums = in(reg) sums.as_mut_ptr(),
             row = in(reg) VECTOR,
@@ -115,37 +142,47 @@ impl Tiles for Amx {
             options(nostack, preserves_flags),
         );
     }
+
+    #[inline(always)]
+    unsafe fn add_scaled(out: &mut [f32; 16], sums: &[i32; 16], start: i32, scale: f32) {
+        let sums = _mm512_add_epi32(_mm512_loadu_si512(sums.as_ptr().cast()), _mm512_set1_epi32(start));
+        let floats = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), _mm512_set1_ps(scale), _mm512_loadu_ps(out.as_ptr()));
+        _mm512_storeu_ps(out.as_mut_ptr(), floats);
+    }
 }
 
-/// As [`multiply`](super::kernel::multiply), for levels with 128 added and zeros behind them.
+/// Adds the products of the looked-up levels of some sections, the first of which is `section`, by all inputs, each to its token's. Levels have 128 added; those behind a section may be
+/// anything.
 ///
 /// # Safety
-/// [`is_available`], and AVX-512; inputs must be as long as the section, with room behind the last one. 16 lanes.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub(super) unsafe fn multiply(levels: &mut [Levels; 16], _: usize, section: usize, x: &Inputs, out: &mut [Partial]) {
-    multiply_by::<Amx>(levels, section, x, out)
+/// [`Configured`], and AVX-512; inputs must be as long as the sections, with room behind the last one. 16 lanes.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,gfni")]
+pub(super) unsafe fn multiply(levels: &[[Levels; 16]], section: usize, x: &Inputs, out: &mut [Partial]) {
+    multiply_by::<Amx, Avx512>(levels, section, x, out)
 }
 
 #[inline(always)]
-unsafe fn multiply_by<T: Tiles>(levels: &mut [Levels; 16], section: usize, x: &Inputs, out: &mut [Partial]) {
-    levels.iter_mut().flat_map(|group| group.as_flattened_mut()).for_each(|level| *level ^= 0x80);
-    let mut sums = [Tile([[0; 16]; 16]); 4];
-    T::begin();
-    for first in (0..x.tokens.len()).step_by(TOGETHER) {
-        let bytes = x.bytes[first * x.stride + section * VECTOR..].as_ptr();
-        for rows in [0, 4] {
-            T::multiply(bytes, x.stride, levels[0][rows].as_ptr(), &mut sums);
-            for (input, &token) in (first..).zip(&x.tokens[first..]).take(TOGETHER) {
-                let scale = x.scales[input * x.sections + section];
-                for (Tile(sums), out) in sums.iter().zip(&mut out[token][rows..rows + 4]) {
-                    for (sum, out) in sums[input - first].iter().zip(out) {
-                        *out = (*sum as f32).mul_add(scale, *out);
-                    }
+unsafe fn multiply_by<T: Tiles, V: Vector>(levels: &[[Levels; 16]], section: usize, x: &Inputs, out: &mut [Partial]) {
+    let mut sums = MaybeUninit::uninit();
+    let mut outliers: [Range<usize>; SECTIONS] = std::array::from_fn(|n| if n < levels.len() { x.outliers(section + n) } else { 0..0 });
+    for first in (0..x.tokens).step_by(TOGETHER) {
+        let tokens = first..x.tokens.min(first + TOGETHER);
+        for ((levels, outliers), section) in levels.iter().zip(&mut outliers).zip(section..) {
+            let input = section * x.tokens + first;
+            T::multiply(x.bytes[input * VECTOR..].as_ptr(), levels, &mut sums);
+            let sums: &Sums = sums.assume_init_ref();
+            for (n, out) in out[tokens.clone()].iter_mut().enumerate() {
+                let (start, scale) = (x.starts[input + n], x.scales[input + n]);
+                for row in 0..8 {
+                    T::add_scaled(&mut out[row], &sums[row][n], start, scale);
                 }
+            }
+            while outliers.start < outliers.end && tokens.contains(&x.outlier_token(outliers.start)) {
+                multiply_outliers::<V, false>(levels, x.section(outliers.start), x.outlier_token(outliers.start), out);
+                outliers.start += 1;
             }
         }
     }
-    T::end();
 }
 
 #[cfg(test)]
@@ -158,19 +195,23 @@ mod tests {
     struct Plain;
 
     impl Tiles for Plain {
-        unsafe fn begin() {}
-        unsafe fn end() {}
-        unsafe fn multiply(inputs: *const i8, stride: usize, levels: *const u8, sums: &mut [Tile; 4]) {
-            for (row, Tile(sums)) in sums.iter_mut().enumerate() {
+        unsafe fn multiply(inputs: *const i8, levels: &[Levels; 16], sums: &mut MaybeUninit<Sums>) {
+            for (row, sums) in sums.write(Aligned([[[0; 16]; TOGETHER]; 8])).iter_mut().enumerate() {
                 for (input, sums) in sums.iter_mut().enumerate() {
                     for (lane, sum) in sums.iter_mut().enumerate() {
                         let product = |column: usize| {
-                            let level = levels.add(column / 4 * size_of::<Levels>() + row * VECTOR + 4 * lane + column % 4);
-                            i32::from(*inputs.add(input * stride + column)) * i32::from(*level as i8)
+                            let level = levels[column / 4][row][4 * lane + column % 4];
+                            i32::from(*inputs.add(input * VECTOR + column)) * i32::from(level)
                         };
                         *sum = (0..VECTOR).map(product).sum();
                     }
                 }
+            }
+        }
+
+        unsafe fn add_scaled(out: &mut [f32; 16], sums: &[i32; 16], start: i32, scale: f32) {
+            for (out, sum) in out.iter_mut().zip(sums) {
+                *out = ((sum + start) as f32).mul_add(scale, *out);
             }
         }
     }
@@ -179,27 +220,29 @@ mod tests {
     fn tiles_give_what_vectors_give() {
         let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(3);
         for _ in 0..20 {
-            let (columns, tokens) = (4 * rng.random_range(1..50), rng.random_range(1..40));
+            let (columns, tokens) = (4 * rng.random_range(1..100), rng.random_range(1..60));
             let mut x = Activations::default();
-            x.start(columns, 16, 0);
+            x.start(tokens, columns, 16, 0.5, 0);
             for token in 0..tokens {
-                let outlier = rng.random_range(0..4 * columns);
+                let outlier = rng.random_range(0..2 * columns);
                 let values: Vec<f32> = (0..columns).map(|j| if j == outlier { 50.0 } else { rng.random_range(-1.0..1.0) }).collect();
-                x.push(token, 0.5, |section| section_of(&values, section));
+                x.put(token, |section| section_of(&values, section));
             }
             x.finish();
             let x = x.inputs();
             let mut expected: Vec<Partial> = vec![Aligned([[1.0; 16]; 8]); tokens];
             let mut found = expected.clone();
-            for section in 0..x.sections {
+            let levels: Vec<_> = (0..x.sections())
+                .map(|_| std::array::from_fn(|_| Aligned(std::array::from_fn(|_| std::array::from_fn(|_| rng.random())))))
+                .collect();
+            for (section, levels) in levels.iter().enumerate() {
                 let groups = (columns / 4 - 16 * section).min(16);
-                let mut levels = [Aligned([[0; VECTOR]; 8]); 16];
-                levels[..groups].iter_mut().for_each(|group| rng.fill(group.as_flattened_mut()));
-                // SAFETY: the inputs have the section, and there is room behind the last one.
-                unsafe {
-                    kernel::multiply::<Portable<64>, false>(&levels[..groups], section, &x, &mut expected);
-                    multiply_by::<Plain>(&mut levels, section, &x, &mut found);
-                }
+                // SAFETY: the inputs have the section.
+                unsafe { kernel::multiply::<Portable<64>, false>(&levels[..groups], section, &x, &mut expected) };
+            }
+            for (levels, section) in levels.chunks(SECTIONS).zip((0..).step_by(SECTIONS)) {
+                // SAFETY: the inputs have the sections, and there is room behind the last one.
+                unsafe { multiply_by::<Plain, Portable<64>>(levels, section, &x, &mut found) };
             }
             assert_eq!(expected, found);
         }

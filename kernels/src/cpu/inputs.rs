@@ -28,35 +28,36 @@ pub(crate) type Partial = Aligned<[[f32; 16]; 8]>;
 
 /// Quantized activations of some tokens by one run.
 ///
-/// A section is 64 columns of the run, as many column groups as there are lanes. Its activations are `scale` times signed bytes.
+/// A section is 64 columns of the run, as many column groups as there are lanes. An input is a section of a token, or what it has of outliers: `scale` times signed bytes.
+/// Inputs stand in the order `[section][token]`, then those of outliers by section and token.
 #[derive(Clone, Copy)]
 pub(crate) struct Inputs<'a> {
-    /// Token of each input; those of a token, one or two, follow each other.
-    pub tokens: &'a [usize],
-    /// `[input][section][column group][step]`, and room for [`TOGETHER`](super::TOGETHER) inputs behind the last one.
+    pub tokens: usize,
+    /// Token of each input of outliers.
+    pub outlier_tokens: &'a [usize],
+    /// `[section]`: its first input of outliers, and the end of all.
+    pub first_outlier: &'a [usize],
+    /// `[input][column group][step]`, and room for [`TOGETHER`](super::TOGETHER) inputs behind the last one.
     pub bytes: &'a [i8],
-    /// Bytes of an input.
-    pub stride: usize,
-    /// `[input][section][step / 4]`: see [`Vector::start`].
+    /// `[input][step / 4]`: see [`Vector::start`].
     pub starts: &'a [i32],
-    /// `[input][section]`: column groups of a chunk, whose products add up to sums of 16 bits, two columns each. Empty if nobody asked for them.
+    /// `[input]`: column groups of a chunk, whose products add up to sums of 16 bits, two columns each. Empty if nobody asked for them.
     pub chunks: &'a [u8],
-    /// `[input][section][chunk][step / 2]`: minus the sums of the activations of a 16-bit lane.
+    /// `[input][chunk][step / 2]`: minus the sums of the activations of a 16-bit lane.
     pub halves: &'a [i16],
-    /// Numbers of a section there.
+    /// Numbers of an input there.
     pub halves_stride: usize,
-    /// `[input][section]`, the value of a level included; 0 where all activations are.
+    /// `[input]`, the value of a level included; 0 where all activations are.
     pub scales: &'a [f32],
-    /// `[input][section]`: the first of the column groups that have activations, and the end of them.
+    /// `[input]`: the first of the column groups that have activations, and the end of them.
     pub spans: &'a [[u8; 2]],
-    pub sections: usize,
     /// Lanes of the matrix.
     pub lanes: usize,
     /// Bytes a column group: 4 or 8 (the columns once for all 16 or 8 lanes) or 64 (once for each lane).
     pub step: usize,
 }
 
-/// A section of an input.
+/// An input.
 #[derive(Clone, Copy)]
 pub(super) struct Section {
     pub bytes: *const u8,
@@ -72,17 +73,39 @@ pub(super) struct Section {
 }
 
 impl Inputs<'_> {
+    pub fn sections(&self) -> usize {
+        self.first_outlier.len() - 1
+    }
+
+    /// The inputs of a section: one of each token, then those of outliers.
     #[inline(always)]
-    pub(super) fn section(&self, input: usize, section: usize) -> Section {
-        let n = input * self.sections + section;
+    pub fn of_section(&self, section: usize) -> impl Iterator<Item = usize> {
+        (section * self.tokens..(section + 1) * self.tokens).chain(self.outliers(section))
+    }
+
+    /// The inputs of outliers of a section.
+    #[inline(always)]
+    pub fn outliers(&self, section: usize) -> Range<usize> {
+        let first = self.sections() * self.tokens;
+        first + self.first_outlier[section]..first + self.first_outlier[section + 1]
+    }
+
+    /// Token of an input of outliers.
+    #[inline(always)]
+    pub fn outlier_token(&self, input: usize) -> usize {
+        self.outlier_tokens[input - self.sections() * self.tokens]
+    }
+
+    #[inline(always)]
+    pub(super) fn section(&self, input: usize) -> Section {
         Section {
-            bytes: self.bytes[input * self.stride + section * self.lanes * self.step..].as_ptr().cast(),
-            start: self.starts[n * self.step / 4..].as_ptr().cast(),
-            halves: self.halves[n * self.halves_stride..].as_ptr().cast(),
-            chunk: self.chunks.get(n).map_or(1, |chunk| usize::from(*chunk)),
-            scale: self.scales[n],
+            bytes: self.bytes[input * self.lanes * self.step..].as_ptr().cast(),
+            start: self.starts[input * self.step / 4..].as_ptr().cast(),
+            halves: self.halves[input * self.halves_stride..].as_ptr().cast(),
+            chunk: self.chunks.get(input).map_or(1, |chunk| usize::from(*chunk)),
+            scale: self.scales[input],
             step: self.step,
-            span: self.spans[n],
+            span: self.spans[input],
         }
     }
 }

@@ -222,7 +222,6 @@ unsafe fn rows4<T: Vector, const PATH: usize, const RAW: usize, const READS: usi
 pub(super) unsafe fn dot<T: Vector, const PATH: usize, const RAW: usize, const READS: usize, const BITS: usize>(
     blocks: &Blocks,
     x: &Inputs,
-    inputs: Range<usize>,
     out: &mut [Partial],
 ) {
     let tables = blocks.tables;
@@ -239,8 +238,8 @@ pub(super) unsafe fn dot<T: Vector, const PATH: usize, const RAW: usize, const R
                 before_next = before_next.wrapping_add(blocks.before_next.step);
             }
             if let Some(maps) = &maps {
-                for input in inputs.clone() {
-                    let x = x.section(input, section);
+                for input in x.of_section(section) {
+                    let x = x.section(input);
                     if x.scale != 0.0 {
                         let (x, groups) = x.trim(groups.clone());
                         nibbles::strip::<T, RAW, READS, BITS>(&block, maps, &x, groups, out);
@@ -249,7 +248,8 @@ pub(super) unsafe fn dot<T: Vector, const PATH: usize, const RAW: usize, const R
                 continue;
             }
             for part in 0..VECTOR / T::BYTES {
-                for x in inputs.clone().map(|input| x.section(input, section)) {
+                for input in x.of_section(section) {
+                    let x = x.section(input);
                     if x.scale == 0.0 {
                         continue;
                     }
@@ -356,15 +356,25 @@ unsafe fn multiply_all<T: Vector, const PAIRED: bool, const STEP: usize>(
     x: &Inputs,
     out: &mut [Partial],
 ) {
-    let at = |input: usize| Section { step: STEP, ..x.section(input, section) };
-    let mut inputs = (0..x.tokens.len()).filter(|input| x.scales[input * x.sections + section] != 0.0);
-    while let Some(first) = inputs.next() {
-        let token = x.tokens[first];
-        match inputs.next() {
-            Some(second) => multiply_by::<T, PAIRED, true>(levels, [at(first), at(second)], [token, x.tokens[second]], out),
-            None => multiply_by::<T, PAIRED, false>(levels, [at(first); 2], [token; 2], out),
+    let at = |input: usize| Section { step: STEP, ..x.section(input) };
+    let first = section * x.tokens;
+    let mut tokens = (0..x.tokens).filter(|token| x.scales[first + token] != 0.0);
+    while let Some(token) = tokens.next() {
+        match tokens.next() {
+            Some(other) => multiply_by::<T, PAIRED, true>(levels, [at(first + token), at(first + other)], [token, other], out),
+            None => multiply_by::<T, PAIRED, false>(levels, [at(first + token); 2], [token; 2], out),
         }
     }
+    for input in x.outliers(section) {
+        multiply_outliers::<T, PAIRED>(levels, at(input), x.outlier_token(input), out);
+    }
+}
+
+/// Adds the products of the looked-up levels of a section by an input of outliers.
+#[inline(always)]
+pub(super) unsafe fn multiply_outliers<T: Vector, const PAIRED: bool>(levels: &[Levels], x: Section, token: usize, out: &mut [Partial]) {
+    let (x, groups) = x.trim(0..levels.len());
+    multiply_by::<T, PAIRED, false>(&levels[groups], [x; 2], [token; 2], out);
 }
 
 /// The same for a section of one input or of two, whose levels are loaded once.

@@ -17,7 +17,6 @@ mod vector;
 mod x86;
 
 use crate::code::LinearCode;
-use crate::layout::VECTOR;
 pub(crate) use blocks::{before_first, Blocks, Lines};
 pub(crate) use inputs::{Aligned, Inputs, Partial};
 pub(crate) use kernel::Levels;
@@ -149,17 +148,16 @@ pub(crate) const TOGETHER: usize = 16;
 /// The functions that multiply by the blocks of one run.
 #[derive(Clone, Copy)]
 pub(crate) struct Kernels {
-    dot: unsafe fn(&Blocks, &Inputs, Range<usize>, &mut [Partial]),
+    dot: unsafe fn(&Blocks, &Inputs, &mut [Partial]),
     look_up: unsafe fn(&Blocks, usize, Range<usize>, &mut [Levels]),
-    multiply: Multiply,
+    multiply: unsafe fn(&[Levels], usize, &Inputs, &mut [Partial]),
+    /// In its place with [`Tiles`].
+    by_tiles: Option<unsafe fn(&[[Levels; 16]], usize, &Inputs, &mut [Partial])>,
     /// Tables hold levels as they are, without 128 added.
     pub signed: bool,
     /// [`Kernels::dot`] reads [`Inputs::halves`].
     pub halves: bool,
 }
-
-/// Adds the products of a section's levels, which it may change and behind which there are zeros up to 16 groups, by all inputs.
-type Multiply = unsafe fn(levels: &mut [Levels; 16], groups: usize, section: usize, x: &Inputs, out: &mut [Partial]);
 
 impl Kernels {
     /// Adds the products of row blocks by the inputs of one token, each to its own of `out`.
@@ -167,8 +165,8 @@ impl Kernels {
     /// # Safety
     /// The panel must belong to the run that the kernels were selected for, all its row blocks up to the last of these must be readable, and vectors before the first, as far as
     /// the code reads them; inputs must be as long as the run's groups, and a panel begins with a section.
-    pub unsafe fn dot(&self, blocks: &Blocks, x: &Inputs, inputs: Range<usize>, out: &mut [Partial]) {
-        (self.dot)(blocks, x, inputs, out)
+    pub unsafe fn dot(&self, blocks: &Blocks, x: &Inputs, out: &mut [Partial]) {
+        (self.dot)(blocks, x, out)
     }
 
     /// Adds the products of row blocks by all inputs, that of a token to `out[row block][token]`, with the same results as [`Kernels::dot`]. Levels are looked up once,
@@ -176,14 +174,59 @@ impl Kernels {
     ///
     /// # Safety
     /// As for [`Kernels::dot`].
-    pub unsafe fn dot_many(&self, blocks: &Blocks, x: &Inputs, levels: &mut [Levels; 16], tokens: usize, out: &mut [Partial]) {
-        for (block, out) in blocks.blocks.clone().zip(out.chunks_exact_mut(tokens)) {
-            for (section, groups) in blocks.sections(x.lanes) {
-                (self.look_up)(blocks, block, groups.clone(), &mut levels[..groups.len()]);
-                levels[groups.len()..].fill(Aligned([[0; VECTOR]; 8]));
-                (self.multiply)(levels, groups.len(), section, x, out);
+    pub unsafe fn dot_many(&self, blocks: &Blocks, x: &Inputs, levels: &mut SomeLevels, tiles: &Tiles, out: &mut [Partial]) {
+        for (block, out) in blocks.blocks.clone().zip(out.chunks_exact_mut(x.tokens)) {
+            let mut sections = blocks.sections(x.lanes).peekable();
+            if let Some(multiply) = self.by_tiles.filter(|_| tiles.are_ready()) {
+                while let Some(&(first, _)) = sections.peek() {
+                    let mut count = 0;
+                    for (levels, (_, groups)) in levels.iter_mut().zip(&mut sections) {
+                        (self.look_up)(blocks, block, groups.clone(), &mut levels[..groups.len()]);
+                        count += 1;
+                    }
+                    multiply(&levels[..count], first, x, out);
+                }
+            }
+            for (section, groups) in sections {
+                let levels = &mut levels[0][..groups.len()];
+                (self.look_up)(blocks, block, groups, levels);
+                (self.multiply)(levels, section, x, out);
             }
         }
+    }
+}
+
+/// Sections whose levels are looked up at once for tiles: those and the sums of 16 tokens are all in the first-level cache.
+pub(crate) const SECTIONS: usize = 4;
+
+/// Working memory for them.
+pub(crate) type SomeLevels = [[Levels; 16]; SECTIONS];
+
+/// Tokens from which on tiles are faster than vectors.
+const FEWEST_IN_TILES: usize = 5;
+
+/// The tile registers of this thread, if products are to use them.
+pub(crate) struct Tiles {
+    #[cfg(target_arch = "x86_64")]
+    configured: Option<amx::Configured>,
+}
+
+impl Tiles {
+    /// For products with so many tokens on a path that this CPU has.
+    pub fn new(isa: Isa, tokens: usize) -> Self {
+        let wanted = isa == Isa::Avx512Amx && tokens >= FEWEST_IN_TILES;
+        Tiles {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the path is there.
+            configured: wanted.then(|| unsafe { amx::Configured::new() }),
+        }
+    }
+
+    fn are_ready(&self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return self.configured.is_some();
+        #[cfg(not(target_arch = "x86_64"))]
+        false
     }
 }
 
@@ -206,11 +249,10 @@ macro_rules! kernels {
             unsafe fn dot<const PATH: usize, const RAW: usize, const READS: usize, const BITS: usize>(
                 blocks: &Blocks,
                 x: &Inputs,
-                inputs: Range<usize>,
                 out: &mut [Partial],
             ) {
                 // SAFETY: the caller's contract is the kernel's, and the instruction set is enabled.
-                unsafe { kernel::dot::<$vector, PATH, RAW, READS, BITS>(blocks, x, inputs, out) }
+                unsafe { kernel::dot::<$vector, PATH, RAW, READS, BITS>(blocks, x, out) }
             }
 
             $(#[target_feature(enable = $features)])?
@@ -225,9 +267,9 @@ macro_rules! kernels {
             }
 
             $(#[target_feature(enable = $features)])?
-            unsafe fn multiply<const PAIRED: bool>(levels: &mut [Levels; 16], groups: usize, section: usize, x: &Inputs, out: &mut [Partial]) {
+            unsafe fn multiply<const PAIRED: bool>(levels: &[Levels], section: usize, x: &Inputs, out: &mut [Partial]) {
                 // SAFETY: as above.
-                unsafe { kernel::multiply::<$vector, PAIRED>(&levels[..groups], section, x, out) }
+                unsafe { kernel::multiply::<$vector, PAIRED>(levels, section, x, out) }
             }
 
             /// Kernels of a run; `None` is width 8. A code is valid, so path bits are 1 or 2 and bits at most 6.
@@ -247,6 +289,7 @@ macro_rules! kernels {
                                 true => multiply::<true>,
                                 false => multiply::<false>,
                             },
+                            by_tiles: None,
                             signed: <$vector>::SIGNED,
                             halves: nibbles::by_nibbles::<$vector>(Reads::$reads as usize, $bits),
                         }
@@ -333,7 +376,7 @@ pub(crate) fn select(isa: Isa, code: Option<&LinearCode>, lanes: usize) -> Kerne
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2Gfni => avx2_gfni_kernels::select(code),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Amx if lanes == 16 => Kernels { multiply: amx::multiply, ..avx512_kernels::select(code) },
+        Isa::Avx512Amx if lanes == 16 => Kernels { by_tiles: Some(amx::multiply), ..avx512_kernels::select(code) },
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 | Isa::Avx512Amx => avx512_kernels::select(code),
         #[cfg(not(target_arch = "x86_64"))]
@@ -346,6 +389,7 @@ mod tests {
     use super::*;
     use crate::activations::{section_of, Activations};
     use crate::code::{antisymmetric, CodeSet};
+    use crate::layout::VECTOR;
     use crate::tables::Effort;
     use rand::{Rng, SeedableRng};
     use rand_chacha::ChaCha8Rng;
@@ -433,10 +477,16 @@ mod tests {
         for lanes in [16, 8, 4, 1] {
             let mut paths = vec![portable32_kernels::select(code), portable64_kernels::select(code)];
             paths.extend(Isa::ALL.into_iter().filter(|isa| isa.is_available()).map(|isa| select(isa, code, lanes)));
+            let tiles = Tiles::new(Isa::best(), FEWEST_IN_TILES);
             let columns = groups * VECTOR / lanes;
             let count = rng.random_range(1..40);
-            let mut x = Activations::default();
-            x.start(columns, lanes, tables[0].most);
+            let start = |tokens: usize| {
+                let mut x = Activations::default();
+                x.start(tokens, columns, lanes, 0.25, tables[0].most);
+                x
+            };
+            let mut all = start(count);
+            let mut each = Vec::new();
             for token in 0..count {
                 // Some tokens have outliers and so a second input, some are zero in many sections, some have the largest sums there are.
                 let outlier = rng.random_range(0..2 * columns);
@@ -448,26 +498,28 @@ mod tests {
                     _ => largest.unwrap_or_else(|| rng.random_range(-1.0..1.0)),
                 };
                 let values: Vec<f32> = (0..columns).map(value).collect();
-                x.push(token, 0.25, |section| section_of(&values, section));
+                all.put(token, |section| section_of(&values, section));
+                let mut one = start(1);
+                one.put(0, |section| section_of(&values, section));
+                one.finish();
+                each.push(one);
             }
-            x.finish();
-            let x = x.inputs();
-            let middle = groups.min(lanes * rng.random_range(0..=x.sections));
+            all.finish();
+            let x = all.inputs();
+            let middle = groups.min(lanes * rng.random_range(0..=x.sections()));
             let panels = |kernels: &Kernels, from: usize| {
                 let own = [false, true].map(|second| panel(kernels, from..blocks, (blocks, middle), second));
                 own.into_iter().filter(|panel| !panel.groups.is_empty())
             };
             let one_by_one = |kernels: &Kernels| {
                 let mut out: Vec<Partial> = vec![Aligned([[1.0; 16]; 8]); blocks * count];
-                let mut first = 0;
-                for inputs in x.tokens.chunk_by(|a, b| a == b) {
+                for (token, x) in each.iter().enumerate() {
                     let mut of_token = vec![Aligned([[1.0; 16]; 8]); blocks];
                     for panel in panels(kernels, 0) {
                         // SAFETY: `codes` has `groups` units of the code for each row block, `before` and the inputs as many vectors.
-                        unsafe { kernels.dot(&panel, &x, first..first + inputs.len(), &mut of_token) };
+                        unsafe { kernels.dot(&panel, &x.inputs(), &mut of_token) };
                     }
-                    (0..).zip(of_token).for_each(|(block, partial): (usize, _)| out[block * count + inputs[0]] = partial);
-                    first += inputs.len();
+                    (0..).zip(of_token).for_each(|(block, partial): (usize, _)| out[block * count + token] = partial);
                 }
                 out
             };
@@ -477,7 +529,7 @@ mod tests {
                 for (block, out) in out.chunks_exact_mut(count).enumerate() {
                     for panel in panels(kernels, block) {
                         // SAFETY: as above.
-                        unsafe { kernels.dot_many(&panel, &x, &mut [Aligned([[0; VECTOR]; 8]); 16], count, out) };
+                        unsafe { kernels.dot_many(&panel, &x, &mut [[Aligned([[0; VECTOR]; 8]); 16]; SECTIONS], &tiles, out) };
                     }
                 }
                 out
