@@ -70,13 +70,22 @@ def build_options(isa):
     return " ".join(["-DGGML_NATIVE=OFF", *(f"-DGGML_{feature}=ON" for feature in ISAS[isa])])
 
 
+def compiler_flags():
+    """Those of the environment. With AMX, GCC takes the tile configuration of llama.cpp for a dead store (github.com/ggml-org/llama.cpp/pull/26954), and Q4_0, Q4_K and others end with an illegal
+    instruction."""
+    flags = os.environ.get("CXXFLAGS", "")
+    if "amx_int8" in cpu("flags").split() and "clang" not in os.environ.get("CXX", ""):
+        flags += " -fno-tree-dse -fno-dse"
+    return flags.strip()
+
+
 def enter_environment(isa):
     """Runs this script again with the Python that has the packages; builds them first if they are not there for this CPU, or the instructions that are wanted of it."""
     folder = HOME / (f"venv-{isa}" if isa else "venv")
     if Path(sys.prefix).resolve() == folder.resolve():
         return
     python, stamp, log = folder / "bin" / "python", folder / "built-for", HOME / "install.log"
-    built_for = "\n".join([*PACKAGES, platform.machine(), cpu("flags")])
+    built_for = "\n".join([*PACKAGES, platform.machine(), cpu("flags"), compiler_flags()])
     if not stamp.exists() or stamp.read_text() != built_for:
         if not any(shutil.which(name) for name in [os.environ.get("CXX", "c++"), "g++", "clang++"]):
             raise Failure("a C++ compiler is needed to build llama.cpp: apt-get install build-essential")
@@ -89,7 +98,8 @@ def enter_environment(isa):
         # A wheel in the cache of pip may have been built for another CPU.
         command = [python, "-m", "pip", "install", "--no-cache-dir", "--no-binary", "llama-cpp-python", *PACKAGES]
         with open(log, "w") as out:
-            done = subprocess.run(command, env={**os.environ, "CMAKE_ARGS": build_options(isa)}, stdout=out, stderr=subprocess.STDOUT)
+            own = {"CMAKE_ARGS": build_options(isa), "CXXFLAGS": compiler_flags()}
+            done = subprocess.run(command, env={**os.environ, **own}, stdout=out, stderr=subprocess.STDOUT)
         if done.returncode != 0:
             raise Failure(f"the build of llama.cpp failed; the end of {log}:\n" + "".join(log.read_text().splitlines(True)[-15:]))
         stamp.write_text(built_for)

@@ -1,7 +1,7 @@
 //! Products of a packed matrix: its prepared form, and the integer kernels over row blocks and tokens.
 use crate::activations::{Activations, SECTION};
 use crate::code::CodeSet;
-use crate::cpu::{self, before_first, Ahead, Aligned, Blocks, Isa, Kernels, Levels, Lines, Partial, Tables, Tiles, SECTIONS};
+use crate::cpu::{self, before_first, Ahead, Aligned, Blocks, ByLane, Isa, Kernels, Levels, Lines, Partial, Tables, Tiles, SECTIONS};
 use crate::layout::{Geometry, Units, VECTOR};
 use crate::packed::{Exception, Parts};
 use crate::parallel::share;
@@ -25,6 +25,9 @@ fn piece(isa: Isa) -> usize {
 
 /// Row blocks times tokens whose sums are in use at once with many tokens: half of the first-level cache.
 const SUMS: usize = 64;
+
+/// So many tokens before its rows are written, the lines of the cache are asked for: they are far apart.
+const STORED_AHEAD: usize = 4;
 
 /// Weights times tokens below which a product stays on one thread.
 pub(crate) const PARALLEL_WORK: usize = 1 << 18;
@@ -145,7 +148,6 @@ impl Output {
 
     /// The first token's output of row `row`.
     pub fn pointer(&self, row: usize) -> *mut f32 {
-        debug_assert!(row < self.rows);
         self.y.wrapping_add(row)
     }
 
@@ -332,17 +334,41 @@ impl Product<'_> {
         if lanes < 16 {
             partials.iter_mut().flat_map(|rows| rows.iter_mut()).for_each(|row| add_up(row, lanes));
         }
+        #[cfg(target_arch = "x86_64")]
+        {
+            #[target_feature(enable = "avx2")]
+            fn avx2(product: &Product, block: usize, first: usize, partials: &[Partial], output: &Output) {
+                product.store_here(block, first, partials, output, |rows| cpu::by_lane_avx2(rows));
+            }
+            if self.prepared.isa != Isa::Portable {
+                // SAFETY: all other paths have AVX2, and the path was available when the matrix was made.
+                return unsafe { avx2(self, block, first, partials, output) };
+            }
+        }
+        self.store_here(block, first, partials, output, cpu::by_lane);
+    }
+
+    #[inline(always)]
+    fn store_here(&self, block: usize, first: usize, partials: &[Partial], output: &Output, by_lane: impl Fn(&Partial) -> ByLane) {
+        let lanes = self.geometry.lanes;
         let scales = &self.prepared.row_scale[block * lanes..][..lanes];
-        for (t, partial) in partials.iter().enumerate() {
-            for (lane, scales) in scales.iter().enumerate() {
+        let scales: [_; 16] = std::array::from_fn(|lane| scales.get(lane).map_or([0.0; 8], |scales| scales.map(widen)));
+        let rows: [_; 16] = std::array::from_fn(|lane| if lane < lanes { self.lane_rows(&(block..block + 1), lane) } else { 0..0 });
+        for (t, partial) in (first..).zip(partials) {
+            for rows in &rows[..lanes] {
+                // Rows of a token are a line of the cache each.
+                cpu::prefetch_line(output.pointer(rows.start).wrapping_add((t + STORED_AHEAD) * output.rows));
+            }
+            let values = by_lane(partial);
+            for ((rows, values), scales) in rows.iter().zip(values).zip(&scales).take(lanes) {
+                let values: [f32; 8] = std::array::from_fn(|row| values[row] * scales[row]);
                 // SAFETY: rows within the matrix; row blocks belong to one task each.
-                let y = unsafe { output.rows(first + t, self.lane_rows(&(block..block + 1), lane)) };
-                let values: [f32; 8] = std::array::from_fn(|row| widen(scales[row]) * partial[row][lane]);
+                let y = unsafe { output.rows(t, rows.clone()) };
                 // Nearly always all eight rows: one store.
                 if let Ok(y) = <&mut [f32; 8]>::try_from(&mut *y) {
                     *y = values;
                 } else {
-                    y.copy_from_slice(&values[..y.len()]);
+                    y.iter_mut().zip(values).for_each(|(y, value)| *y = value);
                 }
             }
         }

@@ -12,6 +12,7 @@ mod portable;
 mod read;
 mod rows;
 mod tables;
+mod transpose;
 mod vector;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -26,6 +27,9 @@ use std::ops::Range;
 use std::sync::OnceLock;
 use tables::look_up_bits;
 pub(crate) use tables::{Reads, Tables};
+#[cfg(target_arch = "x86_64")]
+pub(crate) use transpose::by_lane_avx2;
+pub(crate) use transpose::{by_lane, ByLane};
 pub(crate) use vector::Ahead;
 use vector::Vector;
 
@@ -132,14 +136,22 @@ pub fn isa() -> Result<Isa, IsaError> {
 
 /// Asks for values that are read soon, up to 2 KB of them: what follows is asked for where they are read.
 pub(crate) fn prefetch<T>(values: &[T]) {
-    #[cfg(target_arch = "x86_64")]
     for at in (0..size_of_val(values).min(2048)).step_by(64) {
+        prefetch_line(values.as_ptr().cast::<u8>().wrapping_add(at));
+    }
+}
+
+/// Asks for the line of the cache that `p` points into, if it is one of the process.
+#[inline(always)]
+pub(crate) fn prefetch_line<T>(p: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    {
         use std::arch::x86_64::{_mm_prefetch, _MM_HINT_T0};
         // SAFETY: all of these CPUs have the instruction, and it reads nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(values.as_ptr().cast::<i8>().wrapping_add(at)) };
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) };
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = values;
+    let _ = p;
 }
 
 /// Inputs that products of looked-up levels may read and write at once: there is room for so many behind the last.
