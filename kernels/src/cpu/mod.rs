@@ -214,8 +214,9 @@ pub(crate) const SECTIONS: usize = 4;
 /// Working memory for them.
 pub(crate) type SomeLevels = [[Levels; 16]; SECTIONS];
 
-/// Tokens from which on tiles are faster than vectors.
-const FEWEST_IN_TILES: usize = 5;
+/// Tokens from which on tiles are faster than vectors. 4096 x 4096, 3 bits, one thread, 10^9 weights times tokens a second by tiles and by vectors (Sapphire Rapids class Xeon, a quiet
+/// hour and one with neighbours): 147 and 117, 75 and 116 for 8 tokens, 199 and 146, 97 and 97 for 12.
+const FEWEST_IN_TILES: usize = 12;
 
 /// The tile registers of this thread, if products are to use them.
 pub(crate) struct Tiles {
@@ -227,6 +228,8 @@ impl Tiles {
     /// For products with so many tokens on a path that this CPU has.
     pub fn new(isa: Isa, tokens: usize) -> Self {
         let wanted = isa == Isa::Avx512Amx && tokens >= FEWEST_IN_TILES;
+        #[cfg(not(target_arch = "x86_64"))]
+        assert!(!wanted, "{}", IsaError::Unavailable(isa));
         Tiles {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the path is there.
