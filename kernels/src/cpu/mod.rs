@@ -162,14 +162,17 @@ pub(crate) const TOGETHER: usize = 16;
 pub(crate) struct Kernels {
     dot: unsafe fn(&Blocks, &Inputs, &mut [Partial]),
     look_up: unsafe fn(&Blocks, usize, Range<usize>, &mut [Levels]),
-    multiply: unsafe fn(&[Levels], usize, &Inputs, &mut [Partial]),
+    multiply: Multiply<Levels>,
     /// In its place with [`Tiles`].
-    by_tiles: Option<unsafe fn(&[[Levels; 16]], usize, &Inputs, &mut [Partial])>,
+    by_tiles: Option<Multiply<[Levels; 16]>>,
     /// Tables hold levels as they are, without 128 added.
     pub signed: bool,
     /// [`Kernels::dot`] reads [`Inputs::halves`].
     pub halves: bool,
 }
+
+/// Adds the products of the looked-up levels of a section, or of some from that one on, by all inputs.
+type Multiply<L> = unsafe fn(levels: &[L], section: usize, x: &Inputs, out: &mut [Partial]);
 
 impl Kernels {
     /// Adds the products of row blocks by the inputs of one token, each to its own of `out`.
