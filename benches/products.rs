@@ -2,7 +2,7 @@
 //!
 //! Random codes from DRAM (copies of a matrix fill 256 MB and are taken in turn). Criterion prints weights (times tokens) a second with its confidence
 //! interval; the line after it is the median with its share of the read bandwidth: how long a loop without arithmetic needs for as many bytes, by the same threads,
-//! before each timed product (other programs on the machine change both). `RAYON_NUM_THREADS` sets the threads, `WSRUN_ISA` the
+//! before each timed product (other programs on the machine change both). "Cycles for 64" are those of the clock right after each, for 64 weights times tokens; 2048x512 is in the second-level cache. `RAYON_NUM_THREADS` sets the threads, `WSRUN_ISA` the
 //! path. FILTER is a part of a line's name.
 use criterion::{BenchmarkId, Criterion, Throughput};
 use half::f16;
@@ -28,7 +28,7 @@ fn random_bytes(len: usize, rng: &mut impl RngCore) -> Arc<LargePages> {
 
 fn matrices(rows: usize, columns: usize, width: u8, codes: &Arc<CodeSet>, rng: &mut impl Rng) -> Vec<PackedMatrix> {
     let bytes = Geometry::new(rows, &vec![width; columns]).expect("a small shape").bytes;
-    let copies = (256 << 20) / bytes;
+    let copies = if (rows, columns) == CACHED { 1 } else { (256 << 20) / bytes };
     let stored = random_bytes(copies * bytes, rng);
     let make = |n: usize| {
         let parts = Parts {
@@ -45,6 +45,17 @@ fn matrices(rows: usize, columns: usize, width: u8, codes: &Arc<CodeSet>, rng: &
         PackedMatrix::new(parts, codes.clone()).expect("valid parts")
     };
     (0..copies).map(make).collect()
+}
+
+/// Rows and columns of a matrix that is not copied: its codes stay in the second-level cache.
+const CACHED: (usize, usize) = (2048, 512);
+
+/// Clock of the CPU in GHz: a multiplication and an exclusive or, each of which waits for the one before, take four cycles on x86-64 CPUs.
+fn clock() -> f64 {
+    const COUNT: usize = 20_000;
+    let (factor, start) = (black_box(5u64), Instant::now());
+    black_box((0..COUNT).fold(black_box(3u64), |product, _| product.wrapping_mul(factor) ^ product));
+    4.0 * COUNT as f64 / start.elapsed().as_secs_f64() / 1e9
 }
 
 /// Nearly Gaussian, as activations are: how far sums fit into 16 bits depends on it.
@@ -66,7 +77,7 @@ impl Bench {
 
     /// Times `call`, which gets the number of the call and multiplies `weights` by `tokens` vectors. What it reads is a copy of one of `copies`.
     fn run(&mut self, name: &str, weights: usize, tokens: usize, copies: &[&[u8]], mut call: impl FnMut(usize)) {
-        let (mut times, mut shares) = (Vec::new(), Vec::new());
+        let (mut times, mut shares, mut cycles) = (Vec::new(), Vec::new(), Vec::new());
         let mut number = 0;
         let mut group = self.criterion.benchmark_group("product");
         group.throughput(Throughput::Elements((weights * tokens) as u64));
@@ -82,20 +93,24 @@ impl Bench {
                 let time = start.elapsed();
                 number = numbers.end;
                 times.push(time.as_secs_f64() / calls as f64);
+                cycles.push(64e9 * clock() * time.as_secs_f64() / (calls as usize * weights * tokens) as f64);
                 shares.push(100.0 * read.as_secs_f64() / time.as_secs_f64());
                 time
             });
         });
         group.finish();
         if !times.is_empty() {
-            let (median, share) = (Spread::of(times).median, Spread::of(shares));
+            let (median, share, cycles) = (Spread::of(times).median, Spread::of(shares), Spread::of(cycles));
             let speed = (weights * tokens) as f64 / median / 1e9;
             println!(
-                "{name:44} {speed:8.2} Gweights/s  {:5.1} % of the bandwidth ({:.0} to {:.0})  {:9.1} us",
+                "{name:44} {speed:8.2} Gweights/s  {:5.1} % of the bandwidth ({:.0} to {:.0})  {:9.1} us  {:.2} cycles for 64 ({:.2} to {:.2})",
                 share.median,
                 share.min,
                 share.max,
-                median * 1e6
+                median * 1e6,
+                cycles.median,
+                cycles.min,
+                cycles.max
             );
         }
     }
@@ -121,7 +136,7 @@ fn main() {
         filter: std::env::args().skip(1).find(|a| !a.starts_with('-')).unwrap_or_default(),
         isa,
     };
-    for (rows, columns) in [(4096, 4096), (14336, 4096), (4096, 14336), (576, 576), (1536, 576)] {
+    for (rows, columns) in [(4096, 4096), (14336, 4096), (4096, 14336), (576, 576), (1536, 576), CACHED] {
         for (kind, codes) in &codes {
             for width in [1u8, 2, 3, 4, 5, 6, 8] {
                 for tokens in [1usize, 4, 8, 12, 32, 256] {

@@ -1,17 +1,12 @@
 //! The products of row blocks of one run: a single definition over byte vectors of any width.
 use super::blocks::{Block, Blocks};
+use super::index::{levels_of, sources, two_rows, NIBBLE, THREE_BYTES, WINDOW};
 use super::inputs::{Aligned, Inputs, Partial, Section};
 use super::nibbles::{self, by_nibbles, rows8, Maps};
-use super::tables::{Reads, Tables};
+use super::tables::Tables;
 use super::vector::{prefetch, Vector};
 use crate::layout::VECTOR;
 use std::ops::Range;
-
-const NIBBLE: usize = Reads::Nibble as usize;
-const TWO_BYTES: usize = Reads::TwoBytes as usize;
-const NIBBLES: usize = Reads::Nibbles as usize;
-const WINDOW: usize = Reads::Window as usize;
-const THREE_BYTES: usize = Reads::ThreeBytes as usize;
 
 /// Hides where a reference comes from. Constants are then read from the tables where they are used, as memory operands; otherwise they are
 /// copied to the stack before the loop and compete for registers until sums are spilled: up to 3 times slower from DRAM on Zen 5.
@@ -27,182 +22,18 @@ fn opaque(tables: &Tables) -> &Tables {
     unsafe { &*address }
 }
 
-/// What the rows of one half of a unit are made of, as linear maps read it; what a code does not read is anything.
-#[derive(Clone, Copy)]
-struct Sources<S> {
-    current: S,
-    /// Where nibbles are merged: the current path nibble of the first half of a unit with the raw bits of rows 0, 1 and of rows 2, 3 that stand in one nibble.
-    merged: [S; 2],
-    previous: S,
-    older: S,
-    /// Raw bits `2p + 1, 2p` of four rows.
-    pairs: [S; 2],
-    /// The top raw bit of eight rows, if raw bits are odd.
-    top: S,
-}
-
-/// Bits of the largest index of which two rows' stand in one byte: that of an even row in the low nibble.
-pub(super) const PAIRED: usize = 4;
-
-/// In place of index bits: two rows' indices of the first table stand in one byte, and two of the second one in another.
-pub(super) const SUMMED: usize = 9;
-
-/// True if indices of the second table have 3 bits, not 4.
-pub(super) const fn narrow(raw: usize) -> bool {
-    raw < 3
-}
-
-/// True if the levels of two rows are looked up at once.
-pub(super) const fn two_rows(bits: usize) -> bool {
-    bits <= PAIRED || bits == SUMMED
-}
-
-/// Level index of row `half * 4 + j` of a unit, or of that and the next one. `PATH` and `RAW`: path and raw bits; `READS`: a [`Reads`].
-#[inline(always)]
-unsafe fn index_of<T: Vector, const PATH: usize, const RAW: usize, const READS: usize>(
-    sources: &Sources<T::Split>,
-    kept: &T::Kept,
-    tables: &Tables,
-    half: usize,
-    j: usize,
-) -> T::V {
-    let row = half * 4 + j;
-    let position = if PATH == 2 { j } else { row };
-    let merged = merges::<T, RAW, READS>() && half == 0;
-    let mut index = match READS {
-        NIBBLES | WINDOW if merged => T::map(&tables.merged[j], sources.merged[j / 2]),
-        NIBBLE => T::map_nibble(&tables.current[position], sources.current, if PATH == 2 { j < 2 } else { half == 0 }),
-        NIBBLES | WINDOW if half == 0 => T::map_nibble(&tables.current[position], sources.current, true),
-        _ => T::map(&tables.current[position], sources.current),
-    };
-    if READS == NIBBLES && half == 1 || READS == WINDOW && position == 7 {
-        index = T::xor(index, T::map_nibble(&tables.previous[position], sources.previous, false));
-    } else if READS != NIBBLE {
-        index = T::xor(index, T::map_previous(kept, tables, position, sources.previous));
-    }
-    if READS == WINDOW && position < 3 {
-        index = T::xor(index, T::map_nibble(&tables.older[position], sources.older, false));
-    } else if READS == THREE_BYTES {
-        index = T::xor(index, T::map(&tables.older[position], sources.older));
-    }
-    with_raw::<T, RAW>(index, merged, sources, tables, half, j)
-}
-
-/// Index of row `half * 4 + j` and the next one in the second table of a code whose levels are sums.
-#[inline(always)]
-unsafe fn second_index_of<T: Vector, const RAW: usize, const READS: usize>(
-    sources: &Sources<T::Split>,
-    tables: &Tables,
-    half: usize,
-    j: usize,
-) -> T::V {
-    let merged = merges::<T, RAW, READS>() && half == 0;
-    let index = match merged {
-        true => T::map(&tables.merged[j], sources.merged[j / 2]),
-        false => T::map_nibble(&tables.own[half * 4 + j], sources.current, half == 0),
-    };
-    with_raw::<T, RAW>(index, merged, sources, tables, half, j)
-}
-
-/// Adds to an index what raw bits contribute; `merged`: what is in [`Sources::merged`] has been.
-#[inline(always)]
-unsafe fn with_raw<T: Vector, const RAW: usize>(
-    mut index: T::V,
-    merged: bool,
-    sources: &Sources<T::Split>,
-    tables: &Tables,
-    half: usize,
-    j: usize,
-) -> T::V {
-    if RAW >= 2 && (RAW % 2 == 1 || !merged) {
-        index = T::xor(index, T::map_nibble(&tables.pairs[0][j], sources.pairs[0], j < 2));
-    }
-    if RAW >= 4 {
-        index = T::xor(index, T::map_nibble(&tables.pairs[1][j], sources.pairs[1], j < 2));
-    }
-    if RAW % 2 == 1 && !merged {
-        index = T::xor(index, T::map_nibble(&tables.top[half * 4 + j], sources.top, half == 0));
-    }
-    index
-}
-
-/// Levels of row `half * 4 + j` and the next one.
-#[inline(always)]
-unsafe fn levels_of_two<T: Vector, const PATH: usize, const RAW: usize, const READS: usize, const BITS: usize>(
-    sources: &Sources<T::Split>,
-    (kept, tables): (&T::Kept, &Tables),
-    half: usize,
-    j: usize,
-) -> [T::Level; 2] {
-    if BITS != SUMMED {
-        return T::levels_of_pair::<0, false>(kept, tables, index_of::<T, PATH, RAW, READS>(sources, kept, tables, half, j));
-    }
-    let first = T::levels_of_pair::<0, false>(kept, tables, index_of::<T, PATH, 0, READS>(sources, kept, tables, half, j));
-    let second = second_index_of::<T, RAW, READS>(sources, tables, half, j);
-    let second = match narrow(RAW) {
-        true => T::levels_of_pair::<1, true>(kept, tables, second),
-        false => T::levels_of_pair::<1, false>(kept, tables, second),
-    };
-    [T::add_levels(first[0], second[0]), T::add_levels(first[1], second[1])]
-}
-
-/// The levels of row `half * 4 + j` go to `sink`, and where two rows are looked up at once those of the next row.
-#[inline(always)]
-unsafe fn levels_of<T: Vector, const PATH: usize, const RAW: usize, const READS: usize, const BITS: usize>(
-    sources: &Sources<T::Split>,
-    (kept, tables): (&T::Kept, &Tables),
-    half: usize,
-    j: usize,
-    sink: &mut impl FnMut(usize, T::Level),
-) {
-    if two_rows(BITS) {
-        let [first, second] = levels_of_two::<T, PATH, RAW, READS, BITS>(sources, (kept, tables), half, j);
-        sink(j, first);
-        sink(j + 1, second);
-    } else {
-        let index = index_of::<T, PATH, RAW, READS>(sources, kept, tables, half, j);
-        sink(j, T::level_at::<BITS>(kept, tables, if PATH == 2 { j } else { half * 4 + j }, index));
-    }
-}
-
-/// True if the first four rows of a unit, which read half of the current path byte only, have raw bits brought into the other half (see [`Tables::merged`]).
-const fn merges<T: Vector, const RAW: usize, const READS: usize>() -> bool {
-    T::MERGES && (READS == NIBBLES || READS == WINDOW) && RAW > 0
-}
-
-/// See [`Sources::merged`].
-#[inline(always)]
-unsafe fn merged<T: Vector, const RAW: usize, const READS: usize>(current: T::Split, pairs: T::Split, top: T::Split) -> [T::Split; 2] {
-    match (merges::<T, RAW, READS>(), RAW % 2) {
-        (false, _) => [current; 2],
-        (true, 1) => [T::merge(current, top, true); 2],
-        (true, _) => [T::merge(current, pairs, true), T::merge(current, pairs, false)],
-    }
-}
-
 /// The levels of 4 rows from `R0` of a unit of 1 to 6 bits go to `sink`.
 #[inline(always)]
 unsafe fn rows4<T: Vector, const PATH: usize, const RAW: usize, const READS: usize, const BITS: usize, const R0: usize>(
     unit: *const u8,
-    [previous, older]: [*const u8; 2],
+    before: [*const u8; 2],
     kept: &T::Kept,
     tables: &Tables,
     mut sink: impl FnMut(usize, T::Level),
 ) {
     let tables = opaque(tables);
     let half = R0 / 4;
-    let current = T::split(T::load(unit.add(if PATH == 2 { half * VECTOR } else { 0 })));
-    let raw = |vector: usize| T::split(T::load(unit.add((PATH + vector) * VECTOR)));
-    let pairs = [if RAW >= 2 { raw(half) } else { current }, if RAW >= 4 { raw(2 + half) } else { current }];
-    let top = if RAW % 2 == 1 { raw(RAW - 1) } else { current };
-    let sources = Sources {
-        current,
-        merged: if half == 0 { merged::<T, RAW, READS>(current, pairs[0], top) } else { [current; 2] },
-        previous: if READS == NIBBLE { current } else { T::split(T::load(if PATH == 2 && half == 1 { unit } else { previous })) },
-        older: if READS == NIBBLE || READS == NIBBLES || READS == TWO_BYTES { current } else { T::split(T::load(older)) },
-        pairs,
-        top,
-    };
+    let sources = sources::<T, PATH, RAW, READS, BITS>(unit, before, half);
     let tables = (kept, tables);
     levels_of::<T, PATH, RAW, READS, BITS>(&sources, tables, half, 0, &mut sink);
     if !two_rows(BITS) {
@@ -227,37 +58,24 @@ pub(super) unsafe fn dot<T: Vector, const PATH: usize, const RAW: usize, const R
     let tables = blocks.tables;
     let kept = T::keep(tables);
     let maps = if by_nibbles::<T>(READS, BITS) { Some(Maps::load::<T>(tables)) } else { None };
+    let strips = blocks.strips(x);
     let mut before_next = blocks.before_next.first.wrapping_add(PATH.saturating_sub(1) * VECTOR);
-    let sections = blocks.blocks.len() * blocks.groups.len().div_ceil(x.lanes);
-    let some = if READS == NIBBLE { 0 } else { blocks.before_next.count.div_ceil(sections) };
+    let some = if READS == NIBBLE { 0 } else { blocks.before_next.count.div_ceil((blocks.blocks.len() * strips.len()).max(1)) };
     for (block, out) in blocks.blocks.clone().zip(out) {
         let block = blocks.block::<PATH, RAW>(block);
-        for (section, groups) in blocks.sections(x.lanes) {
+        for (x, groups) in &strips {
             for _ in 0..some {
                 T::prefetch_second_level(before_next);
                 before_next = before_next.wrapping_add(blocks.before_next.step);
             }
             if let Some(maps) = &maps {
-                for input in x.of_section(section) {
-                    let x = x.section(input);
-                    if x.scale != 0.0 {
-                        let (x, groups) = x.trim(groups.clone());
-                        nibbles::strip::<T, RAW, READS, BITS>(&block, maps, &x, groups, out);
-                    }
-                }
+                nibbles::strip::<T, RAW, READS, BITS>(&block, maps, x, groups.clone(), out);
                 continue;
             }
             for part in 0..VECTOR / T::BYTES {
-                for input in x.of_section(section) {
-                    let x = x.section(input);
-                    if x.scale == 0.0 {
-                        continue;
-                    }
-                    let (x, groups) = x.trim(groups.clone());
-                    strip::<T, PATH, RAW, READS, BITS, 0>(&block, (&kept, tables), &x, groups.clone(), part, out);
-                    if T::ROWS == 4 {
-                        strip::<T, PATH, RAW, READS, BITS, 4>(&block, (&kept, tables), &x, groups, part, out);
-                    }
+                strip::<T, PATH, RAW, READS, BITS, 0>(&block, (&kept, tables), x, groups.clone(), part, out);
+                if T::ROWS == 4 {
+                    strip::<T, PATH, RAW, READS, BITS, 4>(&block, (&kept, tables), x, groups.clone(), part, out);
                 }
             }
         }

@@ -5,6 +5,7 @@
 #[cfg(target_arch = "x86_64")]
 mod amx;
 mod blocks;
+mod index;
 mod inputs;
 mod kernel;
 mod nibbles;
@@ -292,18 +293,19 @@ macro_rules! kernels {
 
             /// Kernels of a run; `None` is width 8. A code is valid, so path bits are 1 or 2 and bits at most 6.
             pub(super) fn select(code: Option<&LinearCode>) -> Kernels {
-                const T4: usize = kernel::PAIRED;
+                const T4: usize = index::PAIRED;
                 const T5: usize = table::<$vector>(5);
                 const T6: usize = table::<$vector>(6);
                 const T7: usize = table::<$vector>(7);
                 const T8: usize = 8;
-                const SUMMED: usize = kernel::SUMMED;
+                const OWN_TABLES: usize = index::OWN_TABLES;
+                const SUMMED: usize = index::SUMMED;
                 macro_rules! pick {
                     ($path:literal, $raw:literal, $reads:ident, $bits:ident) => {
                         Kernels {
                             dot: dot::<$path, $raw, { Reads::$reads as usize }, $bits>,
                             look_up: look_up::<$path, $raw, { Reads::$reads as usize }, $bits>,
-                            multiply: match <$vector>::SIGNED && $path > 0 && kernel::two_rows($bits) {
+                            multiply: match <$vector>::SIGNED && $path > 0 && index::two_rows($bits) {
                                 true => multiply::<true>,
                                 false => multiply::<false>,
                             },
@@ -318,7 +320,8 @@ macro_rules! kernels {
                             5 => pick!($path, $raw, $reads, T5),
                             6 => pick!($path, $raw, $reads, T6),
                             7 => pick!($path, $raw, $reads, T7),
-                            _ => pick!($path, $raw, $reads, T8),
+                            8 => pick!($path, $raw, $reads, T8),
+                            _ => pick!($path, $raw, $reads, OWN_TABLES),
                         }
                     };
                     ($path:literal, $raw:literal, summed $reads:ident) => {
@@ -344,7 +347,8 @@ macro_rules! kernels {
                     };
                 }
                 let Some(code) = code else { return pick!(0, 8, Nibble, T4) };
-                let (bits, reads) = (look_up_bits(code), Reads::of(code));
+                let bits = if code.levels.len() > 1 { OWN_TABLES } else { look_up_bits(code) };
+                let reads = Reads::of(code);
                 match (code.path_bits, code.raw_bits) {
                     (1, 0) if reads == Reads::Nibble && bits <= 4 => pick!(1, 0, Nibble, T4),
                     (2, 0) if reads == Reads::Nibble && bits <= 4 => pick!(2, 0, Nibble, T4),
@@ -360,8 +364,10 @@ macro_rules! kernels {
                     (1, 1) => pick!(1, 1, any reads of bits),
                     (1, 2) => pick!(1, 2, any reads of bits),
                     (1, 3) => pick!(1, 3, any reads of bits),
-                    (1, 4) => pick!(1, 4, any reads, T8),
-                    (1, _) => pick!(1, 5, any reads, T8),
+                    (1, 4) if bits == T8 => pick!(1, 4, any reads, T8),
+                    (1, 4) => pick!(1, 4, any reads, OWN_TABLES),
+                    (1, _) if bits == T8 => pick!(1, 5, any reads, T8),
+                    (1, _) => pick!(1, 5, any reads, OWN_TABLES),
                     (_, 0) => pick!(2, 0, TwoBytes of bits),
                     (_, 1) => pick!(2, 1, TwoBytes of bits),
                     (_, 2) => pick!(2, 2, TwoBytes of bits),
@@ -419,19 +425,19 @@ mod tests {
     fn committed_codes_of_16_levels_and_of_sums_are_looked_up_two_rows_at_once() {
         let codes: Vec<_> = Effort::ALL.iter().flat_map(|&effort| CodeSet::trellis(effort).codes.into_iter().flatten()).collect();
         let small: Vec<_> = codes.iter().filter(|code| code.levels[0].len() <= 16).collect();
-        assert!(small.len() >= 3 && small.iter().all(|code| look_up_bits(code) <= kernel::PAIRED));
+        assert!(small.len() >= 3 && small.iter().all(|code| look_up_bits(code) <= index::PAIRED));
         let light = CodeSet::trellis(Effort::Light);
         for bits in [3, 4, 5] {
             let mut code = LinearCode::clone(light.get(bits).unwrap());
-            assert_eq!(look_up_bits(&code), kernel::SUMMED);
+            assert_eq!(look_up_bits(&code), index::SUMMED);
             // Not with a level that is no sum, or is too large.
             let last = code.levels[0].len() - 1;
             code.levels[0][0] -= 1;
             code.levels[0][last] += 1;
-            assert_ne!(look_up_bits(&code), kernel::SUMMED);
+            assert_ne!(look_up_bits(&code), index::SUMMED);
             let mut code = LinearCode::clone(light.get(bits).unwrap());
             code.levels[0].iter_mut().for_each(|level| *level *= 2);
-            assert_ne!(look_up_bits(&code), kernel::SUMMED);
+            assert_ne!(look_up_bits(&code), index::SUMMED);
         }
     }
 
@@ -443,7 +449,7 @@ mod tests {
         if matches!(reads, Reads::Nibbles | Reads::Window) {
             for i in 0..4 {
                 a[i].iter_mut().for_each(|mask| *mask &= 0xF0);
-                d[i].iter_mut().for_each(|mask| *mask &= if i < 3 && reads == Reads::Window { 0x0F } else { 0 });
+                d[i].iter_mut().for_each(|mask| *mask &= if reads == Reads::Window { 0x07 >> i } else { 0 });
                 for bit in 0..usize::from(index_bits) {
                     let word = u32::from(d[i][bit]) << 16 | u32::from(c[i][bit]) << 8 | u32::from(a[i][bit]);
                     (a[i + 4][bit], c[i + 4][bit], d[i + 4][bit]) = ((word >> 4) as u8, (word >> 12) as u8, 0);

@@ -4,8 +4,9 @@
 //! multiplied, in a loop that has all eight sums in registers, as the first one has most maps. One loop for both spills either, and its chains of dependent instructions are twice as long
 //! (docs/speed.md). Products of a chunk add up to 16 bits before they are widened ([`Inputs::chunks`](super::Inputs)).
 use super::blocks::Block;
+use super::index::{narrow, two_rows, SUMMED};
 use super::inputs::{Aligned, Partial, Section};
-use super::kernel::{add_to, narrow, two_rows, SUMMED};
+use super::kernel::add_to;
 use super::tables::{Map, Reads, Tables};
 use super::vector::{prefetch, Vector};
 use crate::activations::LONGEST_CHUNK;

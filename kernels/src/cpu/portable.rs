@@ -94,8 +94,16 @@ macro_rules! portable {
                 Self::dot(sums, levels, x)
             }
             #[inline(always)]
-            unsafe fn merge(high: Self::V, low: Self::V, low_from_high: bool) -> Self::V {
-                std::array::from_fn(|i| high[i] & 0xF0 | if low_from_high { low[i] >> 4 } else { low[i] & 15 })
+            unsafe fn merge<const LOW: u8>(high: Self::V, low: Self::V) -> Self::V {
+                std::array::from_fn(|i| high[i] & !LOW | low[i] & LOW)
+            }
+            #[inline(always)]
+            unsafe fn down(v: Self::V) -> Self::V {
+                v.map(|b| b.rotate_right(4))
+            }
+            #[inline(always)]
+            unsafe fn up(v: Self::V) -> Self::V {
+                v.map(|b| b.rotate_left(4))
             }
             #[inline(always)]
             unsafe fn table(p: *const u8) -> Self::V {

@@ -1,5 +1,5 @@
 //! A code's matrices and levels in the form that the kernels read.
-use super::kernel::{narrow, two_rows, PAIRED, SUMMED};
+use super::index::{first_has_pairs, narrow, two_rows, PAIRED, SUMMED};
 use crate::code::{bit_images, LinearCode};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 #[derive(Clone, Copy, PartialEq)]
 #[repr(C, align(64))]
 pub(crate) struct Map {
-    /// Images of the low nibbles, repeated: six bits of a byte may be looked up.
+    /// Images of the six lowest bits.
     pub low: [u8; 64],
     /// Images of the high nibbles.
     pub high: [u8; 16],
@@ -25,9 +25,11 @@ impl Map {
             for output in (0..8).filter(|output| image >> output & 1 == 1) {
                 map.matrix |= 1 << (8 * (7 - output) + bit);
             }
-            let nibble = if bit < 4 { &mut map.low[..] } else { &mut map.high };
-            for v in (0..nibble.len()).filter(|v| v >> (bit % 4) & 1 == 1) {
-                nibble[v] ^= image;
+            for v in (0..map.low.len()).filter(|v| v >> bit & 1 == 1) {
+                map.low[v] ^= image;
+            }
+            for v in (0..map.high.len()).filter(|v| v << 4 >> bit & 1 == 1) {
+                map.high[v] ^= image;
             }
         }
         map
@@ -133,9 +135,10 @@ pub(crate) struct Tables {
     pub previous: [Map; 8],
     /// The path byte before that to index, by row position.
     pub older: [Map; 8],
-    /// For codes that read a window: current path byte, its low nibble replaced by that nibble of raw bits in which the row's stand, to index, of the first
-    /// four rows. The raw bits are the top one if there is such a vector, otherwise those of pair 0.
+    /// To index from what [`Sources::first`](super::index::Sources) has of the first four rows, where nibbles are merged.
     pub merged: [Map; 4],
+    /// To index from what [`Sources::second`](super::index::Sources) has of a row, where nibbles are merged and there are three raw bits or more.
+    pub second: [Map; 8],
     /// Of a [`Summed`] code, whose maps above are to the index of its first table and whose maps of raw bits are to that of the second one: current path byte to that.
     pub own: [Map; 8],
     /// Raw bits `2p + 1, 2p` of the four rows of a vector to index bits.
@@ -168,6 +171,7 @@ impl Tables {
             previous: [Map::ZERO; 8],
             older: [Map::ZERO; 8],
             merged: [Map::ZERO; 4],
+            second: [Map::ZERO; 8],
             own: [Map::ZERO; 8],
             pairs: [[Map::ZERO; 4]; 2],
             top: [Map::ZERO; 8],
@@ -208,36 +212,65 @@ impl Tables {
                 tables.own[position] = second(&bit_images(&code.a[position]));
             }
         }
+        let pair_images = |pair: usize| (1 << (index_bits + 2 * pair), 2 << (index_bits + 2 * pair));
+        let top_image = if raw_bits > 0 { 1 << (index_bits + raw_bits - 1) } else { 0 };
         for (row, masks) in code.a.iter().enumerate().take(4) {
             let mut images = bit_images(masks);
             images[..4].fill(0);
-            if raw_bits % 2 == 1 {
-                images[3 - row] = 1 << (index_bits + raw_bits - 1);
+            if first_has_pairs(raw_bits, look_up_bits) {
+                (images[(6 - 2 * row) % 4], images[(7 - 2 * row) % 4]) = pair_images(0);
             } else if raw_bits > 0 {
-                let lower = (6 - 2 * row) % 4;
-                (images[lower], images[lower + 1]) = (1 << index_bits, 2 << index_bits);
+                images[3 - row] = top_image;
             }
             tables.merged[row] = second(&images);
+        }
+        for row in (0..8).filter(|_| raw_bits >= 3) {
+            let mut images = [0; 8];
+            let mut put = |pair: usize, at: usize| (images[at], images[at + 1]) = pair_images(pair);
+            let pair_bit = 6 - 2 * (row % 4);
+            match (raw_bits, row) {
+                (3, 0..4) => {}
+                (3, _) => put(0, pair_bit),
+                (_, 0..4) => put(1, pair_bit),
+                (_, 4 | 5) => {
+                    put(0, pair_bit);
+                    put(1, pair_bit - 4);
+                }
+                _ => {
+                    put(0, pair_bit + 4);
+                    put(1, pair_bit);
+                }
+            }
+            match (raw_bits, row) {
+                (3, 0..6) | (5, 2 | 3) => images[7 - row] = top_image,
+                (3, _) => images[11 - row] = top_image,
+                _ => {}
+            }
+            if let (0..3, Some(masks)) = (row, code.d.get(row)) {
+                // Those that a code of a window reads.
+                let older = bit_images(masks);
+                images[..3 - row].copy_from_slice(&older[..3 - row]);
+            }
+            tables.second[row] = second(&images);
         }
         for pair in 0..raw_bits / 2 {
             for row in 0..4 {
                 let mut images = [0; 8];
-                images[6 - 2 * row] = 1 << (index_bits + 2 * pair);
-                images[7 - 2 * row] = 2 << (index_bits + 2 * pair);
+                (images[6 - 2 * row], images[7 - 2 * row]) = pair_images(pair);
                 tables.pairs[pair][row] = second(&images);
             }
         }
         if raw_bits % 2 == 1 {
             for row in 0..8 {
                 let mut images = [0; 8];
-                images[7 - row] = 1 << (index_bits + raw_bits - 1);
+                images[7 - row] = top_image;
                 tables.top[row] = second(&images);
             }
         }
         if two_rows(look_up_bits) {
-            let Tables { current, previous, older, merged, own, pairs, top, .. } = &mut *tables;
+            let Tables { current, previous, older, merged, second, own, pairs, top, .. } = &mut *tables;
             let [low, high] = pairs;
-            for maps in [&mut current[..], previous, older, merged, own, low, high, top] {
+            for maps in [&mut current[..], previous, older, merged, second, own, low, high, top] {
                 pair_up(maps);
             }
             let period = 1 << PAIRED;
@@ -295,7 +328,7 @@ impl Reads {
         } else if halves_alike
             && within(&code.a, &|i| if i < 4 { 0xF0 } else { 0xFF })
             && within(&code.c, &|i| if i < 7 { 0xFF } else { 0x0F })
-            && within(&code.d, &|i| if i < 3 { 0x0F } else { 0 })
+            && within(&code.d, &|i| 0x07 >> i)
         {
             Reads::Window
         } else {

@@ -118,9 +118,18 @@ pub(super) trait Vector {
     unsafe fn map(map: &Map, v: Self::Split) -> Self::V;
     /// A map that reads the high or the low nibble alone.
     unsafe fn map_nibble(map: &Map, v: Self::Split, high: bool) -> Self::V;
+    /// A map that does not read the two highest bits.
+    #[inline(always)]
+    unsafe fn map_low(map: &Map, v: Self::Split) -> Self::V {
+        Self::map(map, v)
+    }
     unsafe fn xor(a: Self::V, b: Self::V) -> Self::V;
-    /// The high nibbles of `high`, and the high or the low ones of `low` in their place. Called only if [`MERGES`](Self::MERGES).
-    unsafe fn merge(high: Self::Split, low: Self::Split, low_from_high: bool) -> Self::Split;
+    /// Those bits of `low` that are set in `LOW`, and the other ones of `high`. Called only if [`MERGES`](Self::MERGES), as are the following two functions.
+    unsafe fn merge<const LOW: u8>(high: Self::Split, low: Self::Split) -> Self::Split;
+    /// The high nibbles as low ones; the others are anything.
+    unsafe fn down(v: Self::Split) -> Self::Split;
+    /// The low nibbles as high ones; the others are anything.
+    unsafe fn up(v: Self::Split) -> Self::Split;
     /// Table look-up; all indices are below `2^BITS`. A table of more than 16 entries is antisymmetric in the highest bit of the index.
     unsafe fn level<const BITS: usize>(table: &[u8; 256], index: Self::V) -> Self::Level;
     /// What is loaded once for a row block.
@@ -130,7 +139,7 @@ pub(super) trait Vector {
     unsafe fn map_previous(_: &Self::Kept, tables: &Tables, position: usize, v: Self::Split) -> Self::V {
         Self::map(&tables.previous[position], v)
     }
-    /// [`level`](Self::level) at a row position. Up to 7 bits all positions have the same table.
+    /// [`level`](Self::level) at a row position. All positions have the same table unless `BITS` are [`OWN_TABLES`](super::index::OWN_TABLES).
     #[inline(always)]
     unsafe fn level_at<const BITS: usize>(_: &Self::Kept, tables: &Tables, position: usize, index: Self::V) -> Self::Level {
         Self::level::<BITS>(&tables.levels[position], index)

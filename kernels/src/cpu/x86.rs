@@ -1,5 +1,6 @@
 //! Byte vectors of x86-64: AVX2, AVX2 with GFNI and VNNI, AVX-512 with VBMI, VNNI and GFNI.
 
+use super::index::OWN_TABLES;
 use super::inputs::Aligned;
 use super::tables::{Map, Tables};
 use super::vector::Vector;
@@ -17,13 +18,27 @@ pub(super) struct Avx512;
 pub(super) struct Kept {
     /// Matrices of the first row positions.
     previous: [__m512i; 6],
-    /// Up to 128 levels.
+    /// 128 levels at most; of 256 half.
     levels: [__m512i; 2],
 }
 
 #[inline(always)]
 unsafe fn broadcast16(table: &[u8; 16]) -> __m256i {
     _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()))
+}
+
+/// Looks up levels, 128 added, in the first half of a table of 256, in the first quarter (up to 6 bits), or in both quarters (7 bits).
+#[inline(always)]
+unsafe fn level_of<const BITS: usize>(table: [__m512i; 2], index: __m512i) -> __m512i {
+    match BITS {
+        8 => {
+            // Half a table, and where bit 7 is set the opposite level; one with 128 added is negated modulo 256.
+            let level = _mm512_permutex2var_epi8(table[0], index, table[1]);
+            _mm512_mask_sub_epi8(level, _mm512_movepi8_mask(index), _mm512_setzero_si512(), level)
+        }
+        7 => _mm512_permutex2var_epi8(table[0], index, table[1]),
+        _ => _mm512_permutexvar_epi8(index, table[0]),
+    }
 }
 
 /// Look-ups in 16, 32, 64 and 128 entries from sixteenth `at` of a table: shuffles of 16, blended by the index bits above, each moved to
@@ -222,7 +237,15 @@ impl Vector for Avx2 {
         Self::store(p, levels)
     }
     #[inline(always)]
-    unsafe fn merge(_: Self::Split, _: Self::Split, _: bool) -> Self::Split {
+    unsafe fn merge<const LOW: u8>(_: Self::Split, _: Self::Split) -> Self::Split {
+        unreachable!("nibbles are apart already")
+    }
+    #[inline(always)]
+    unsafe fn down(_: Self::Split) -> Self::Split {
+        unreachable!("nibbles are apart already")
+    }
+    #[inline(always)]
+    unsafe fn up(_: Self::Split) -> Self::Split {
         unreachable!("nibbles are apart already")
     }
     #[inline(always)]
@@ -346,9 +369,17 @@ impl Vector for Avx2Gfni {
         _mm256_add_epi8(a, b)
     }
     #[inline(always)]
-    unsafe fn merge(high: __m256i, low: __m256i, low_from_high: bool) -> __m256i {
-        let low = if low_from_high { _mm256_srli_epi16(low, 4) } else { low };
-        _mm256_or_si256(_mm256_and_si256(high, _mm256_set1_epi8(-16)), _mm256_and_si256(low, _mm256_set1_epi8(15)))
+    unsafe fn merge<const LOW: u8>(high: __m256i, low: __m256i) -> __m256i {
+        let mask = _mm256_set1_epi8(LOW as i8);
+        _mm256_or_si256(_mm256_andnot_si256(mask, high), _mm256_and_si256(mask, low))
+    }
+    #[inline(always)]
+    unsafe fn down(v: __m256i) -> __m256i {
+        _mm256_srli_epi16::<4>(v)
+    }
+    #[inline(always)]
+    unsafe fn up(v: __m256i) -> __m256i {
+        _mm256_slli_epi16::<4>(v)
     }
     #[inline(always)]
     unsafe fn split(v: __m256i) -> __m256i {
@@ -441,11 +472,16 @@ impl Vector for Avx512 {
         Self::dot(sums, levels, x)
     }
     #[inline(always)]
-    unsafe fn merge(high: __m512i, low: __m512i, low_from_high: bool) -> __m512i {
-        // Bits 4 to 11 from each byte on; a shift would compete for the port of the linear maps.
-        let up = _mm512_set1_epi64(0x3C34_2C24_1C14_0C04);
-        let low = if low_from_high { _mm512_multishift_epi64_epi8(up, low) } else { low };
-        _mm512_ternarylogic_epi64(high, low, _mm512_set1_epi8(-16), 0xE4)
+    unsafe fn merge<const LOW: u8>(high: __m512i, low: __m512i) -> __m512i {
+        _mm512_ternarylogic_epi64(high, low, _mm512_set1_epi8(!LOW as i8), 0xE4)
+    }
+    #[inline(always)]
+    unsafe fn down(v: __m512i) -> __m512i {
+        _mm512_srli_epi16::<4>(v)
+    }
+    #[inline(always)]
+    unsafe fn up(v: __m512i) -> __m512i {
+        _mm512_slli_epi16::<4>(v)
     }
     #[inline(always)]
     unsafe fn split(v: __m512i) -> __m512i {
@@ -460,9 +496,13 @@ impl Vector for Avx512 {
         if high {
             Self::map(map, v)
         } else {
-            // Linear maps have one port on Intel CPUs, look-ups another.
-            _mm512_permutexvar_epi8(v, _mm512_load_si512(map.low.as_ptr().cast()))
+            Self::map_low(map, v)
         }
+    }
+    #[inline(always)]
+    unsafe fn map_low(map: &Map, v: __m512i) -> __m512i {
+        // Linear maps have one port on Intel CPUs, look-ups another; Zen 4 has two for either, one of them in common.
+        _mm512_permutexvar_epi8(v, _mm512_load_si512(map.low.as_ptr().cast()))
     }
     #[inline(always)]
     unsafe fn xor(a: __m512i, b: __m512i) -> __m512i {
@@ -470,16 +510,7 @@ impl Vector for Avx512 {
     }
     #[inline(always)]
     unsafe fn level<const BITS: usize>(table: &[u8; 256], index: __m512i) -> __m512i {
-        let quarter = |i: usize| _mm512_loadu_si512(table.as_ptr().add(64 * i).cast());
-        match BITS {
-            8 => {
-                let low = _mm512_permutex2var_epi8(quarter(0), index, quarter(1));
-                let high = _mm512_permutex2var_epi8(quarter(2), index, quarter(3));
-                _mm512_mask_blend_epi8(_mm512_movepi8_mask(index), low, high)
-            }
-            7 => _mm512_permutex2var_epi8(quarter(0), index, quarter(1)),
-            _ => _mm512_permutexvar_epi8(index, quarter(0)),
-        }
+        level_of::<BITS>([table, &table[64..]].map(|quarter| _mm512_loadu_si512(quarter.as_ptr().cast())), index)
     }
     #[inline(always)]
     unsafe fn keep(tables: &Tables) -> Kept {
@@ -500,9 +531,8 @@ impl Vector for Avx512 {
     #[inline(always)]
     unsafe fn level_at<const BITS: usize>(kept: &Kept, tables: &Tables, position: usize, index: __m512i) -> __m512i {
         match BITS {
-            8 => Self::level::<BITS>(&tables.levels[position], index),
-            7 => _mm512_permutex2var_epi8(kept.levels[0], index, kept.levels[1]),
-            _ => _mm512_permutexvar_epi8(index, kept.levels[0]),
+            OWN_TABLES => Self::level::<8>(&tables.levels[position], index),
+            _ => level_of::<BITS>(kept.levels, index),
         }
     }
     #[inline(always)]
