@@ -2,7 +2,7 @@
 //!
 //! Random codes from DRAM (copies of a matrix fill 256 MB and are taken in turn). Criterion prints weights (times tokens) a second with its confidence
 //! interval; the line after it is the median with its share of the read bandwidth: how long a loop without arithmetic needs for as many bytes, by the same threads,
-//! before each timed product (other programs on the machine change both). "Cycles for 64" are those of the clock right after each, for 64 weights times tokens; 2048x512 is in the second-level cache. `RAYON_NUM_THREADS` sets the threads, `WSRUN_ISA` the
+//! before each timed product (other programs on the machine change both). The threads stay awake from one product to the next, as in a model. "Cycles for 64" are those of the clock right after each, for 64 weights times tokens; 2048x512 is in the second-level cache. `RAYON_NUM_THREADS` sets the threads, `WSRUN_ISA` the
 //! path. FILTER is a part of a line's name.
 use criterion::{BenchmarkId, Criterion, Throughput};
 use half::f16;
@@ -76,7 +76,7 @@ impl Bench {
     }
 
     /// Times `call`, which gets the number of the call and multiplies `weights` by `tokens` vectors. What it reads is a copy of one of `copies`.
-    fn run(&mut self, name: &str, weights: usize, tokens: usize, copies: &[&[u8]], mut call: impl FnMut(usize)) {
+    fn run(&mut self, name: &str, weights: usize, tokens: usize, copies: &[&[u8]], mut call: impl FnMut(usize) + Send) {
         let (mut times, mut shares, mut cycles) = (Vec::new(), Vec::new(), Vec::new());
         let mut number = 0;
         let mut group = self.criterion.benchmark_group("product");
@@ -89,7 +89,7 @@ impl Bench {
                 numbers.clone().for_each(|n| _ = black_box(machine::read(self.isa, copies[(n + copies.len() / 2) % copies.len()])));
                 let read = start.elapsed();
                 let start = Instant::now();
-                numbers.clone().for_each(&mut call);
+                ws_kernels::parallel::attentive(|| numbers.clone().for_each(&mut call));
                 let time = start.elapsed();
                 number = numbers.end;
                 times.push(time.as_secs_f64() / calls as f64);

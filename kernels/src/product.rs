@@ -184,13 +184,13 @@ impl Product<'_> {
     /// Asks for what a product reads first, or here and there. Weights of a token before have driven it all out of the caches.
     fn prefetch(&self) {
         for run in &self.prepared.runs {
-            cpu::prefetch(&run.sections);
+            cpu::prefetch_values(&run.sections);
         }
         for run in &self.prepared.runs {
-            cpu::prefetch(&self.bytes[run.units.offset..][..run.units.len()]);
+            cpu::prefetch_values(&self.bytes[run.units.offset..][..run.units.len()]);
         }
-        cpu::prefetch(&self.prepared.row_scale);
-        cpu::prefetch(&self.prepared.exceptions);
+        cpu::prefetch_values(&self.prepared.row_scale);
+        cpu::prefetch_values(&self.prepared.exceptions);
     }
 
     /// Splits the row blocks into tasks. What a task computes does not depend on where it ends.

@@ -1,7 +1,7 @@
 //! Row blocks of a panel, as the kernels read them.
 use super::inputs::{Inputs, Section};
+use super::prefetch::{Ahead, Lines};
 use super::tables::Tables;
-use super::vector::Ahead;
 use crate::layout::{Units, VECTOR};
 use std::ops::Range;
 
@@ -61,17 +61,6 @@ impl Blocks<'_> {
         }
         strips
     }
-}
-
-/// Lines of the cache at equal distances.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Lines {
-    /// First one.
-    pub first: *const u8,
-    /// Bytes from one to the next.
-    pub step: usize,
-    /// How many.
-    pub count: usize,
 }
 
 /// One of the row blocks.

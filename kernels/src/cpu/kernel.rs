@@ -3,8 +3,9 @@ use super::blocks::{Block, Blocks};
 use super::index::{levels_of, sources, two_rows, NIBBLE, THREE_BYTES, WINDOW};
 use super::inputs::{Aligned, Inputs, Partial, Section};
 use super::nibbles::{self, by_nibbles, rows8, Maps};
+use super::prefetch::prefetch;
 use super::tables::Tables;
-use super::vector::{prefetch, Vector};
+use super::vector::Vector;
 use crate::layout::VECTOR;
 use std::ops::Range;
 

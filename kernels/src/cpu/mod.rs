@@ -10,6 +10,7 @@ mod inputs;
 mod kernel;
 mod nibbles;
 mod portable;
+mod prefetch;
 mod read;
 mod rows;
 mod tables;
@@ -19,9 +20,10 @@ mod vector;
 mod x86;
 
 use crate::code::LinearCode;
-pub(crate) use blocks::{before_first, Blocks, Lines};
+pub(crate) use blocks::{before_first, Blocks};
 pub(crate) use inputs::{Aligned, Inputs, Partial};
 pub(crate) use kernel::Levels;
+pub(crate) use prefetch::{prefetch_line, prefetch_values, Ahead, Lines};
 pub use read::read;
 pub(crate) use rows::{rows_dot, RowsDot, TwoBytes, MOST_COLUMNS};
 use std::ops::Range;
@@ -31,7 +33,6 @@ pub(crate) use tables::{Reads, Tables};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use transpose::by_lane_avx2;
 pub(crate) use transpose::{by_lane, ByLane};
-pub(crate) use vector::Ahead;
 use vector::Vector;
 
 /// An instruction-set path.
@@ -133,26 +134,6 @@ pub fn isa() -> Result<Isa, IsaError> {
         Isa::choose(wanted.as_ref().map(|w| w.to_string_lossy()).as_deref())
     })
     .clone()
-}
-
-/// Asks for values that are read soon, up to 2 KB of them: what follows is asked for where they are read.
-pub(crate) fn prefetch<T>(values: &[T]) {
-    for at in (0..size_of_val(values).min(2048)).step_by(64) {
-        prefetch_line(values.as_ptr().cast::<u8>().wrapping_add(at));
-    }
-}
-
-/// Asks for the line of the cache that `p` points into, if it is one of the process.
-#[inline(always)]
-pub(crate) fn prefetch_line<T>(p: *const T) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_mm_prefetch, _MM_HINT_T0};
-        // SAFETY: all of these CPUs have the instruction, and it reads nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = p;
 }
 
 /// Inputs that products of looked-up levels may read and write at once: there is room for so many behind the last.

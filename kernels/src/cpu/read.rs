@@ -1,5 +1,6 @@
 //! Reads memory as the products do: what their share of its bandwidth is measured against.
-use super::vector::{prefetch, Vector, IN_ORDER};
+use super::prefetch::{prefetch, Distances};
+use super::vector::Vector;
 use super::{Isa, IsaError};
 
 /// Bytes that are read together.
@@ -9,9 +10,10 @@ const TOGETHER: usize = 256;
 /// The CPU must have the instruction set.
 #[inline(always)]
 unsafe fn read_all<T: Vector>(bytes: &[[u8; TOGETHER]]) -> u8 {
+    let distances = Distances::in_order();
     let mut sums = [T::load([0; 64].as_ptr()); 4];
     for bytes in bytes {
-        prefetch::<T>(bytes.as_ptr(), TOGETHER / 64, IN_ORDER);
+        prefetch::<T>(bytes.as_ptr(), TOGETHER / 64, distances);
         for (i, at) in (0..TOGETHER).step_by(T::BYTES).enumerate() {
             sums[i % 4] = T::xor(sums[i % 4], T::load(bytes.as_ptr().add(at)));
         }

@@ -1,5 +1,6 @@
 //! Dot products of int8 rows with activations in two bytes.
-use super::vector::{prefetch, Vector, IN_ORDER};
+use super::prefetch::{prefetch, Distances};
+use super::vector::Vector;
 use super::{Isa, IsaError};
 use crate::layout::VECTOR;
 
@@ -31,6 +32,7 @@ unsafe fn dot<T: Vector>(q: &[u8], scales: &[f32], x: &TwoBytes, y: &mut [f32]) 
     let columns = q.len() / y.len();
     let (whole, rest) = (columns / VECTOR, columns % VECTOR);
     let bytes = x.bytes.each_ref().map(|bytes| bytes[..columns.next_multiple_of(VECTOR)].as_ptr().cast::<u8>());
+    let distances = Distances::in_order();
     let zero = T::start(T::load([0; VECTOR].as_ptr()));
     let starts = if T::SIGNED { [0; 2] } else { x.starts };
     for ((q, scale), y) in q.chunks_exact(columns).zip(scales).zip(y) {
@@ -39,13 +41,13 @@ unsafe fn dot<T: Vector>(q: &[u8], scales: &[f32], x: &TwoBytes, y: &mut [f32]) 
         // What is prefetched belongs to the rows to come.
         for first in 0..whole / STEP {
             let at = first * STEP * VECTOR;
-            prefetch::<T>(q.as_ptr().add(at), STEP, IN_ORDER);
+            prefetch::<T>(q.as_ptr().add(at), STEP, distances);
             for n in 0..STEP {
                 add_vector::<T>(&mut sums[n % 2], q.as_ptr().add(at + n * VECTOR), bytes, at + n * VECTOR);
             }
         }
         for n in whole / STEP * STEP..whole {
-            prefetch::<T>(q.as_ptr().add(n * VECTOR), 1, IN_ORDER);
+            prefetch::<T>(q.as_ptr().add(n * VECTOR), 1, distances);
             add_vector::<T>(&mut sums[0], q.as_ptr().add(n * VECTOR), bytes, n * VECTOR);
         }
         if rest > 0 {

@@ -1,58 +1,5 @@
 //! Byte vectors of any width and instruction set: what the kernels are made of.
 use super::tables::{Map, Tables};
-use crate::layout::VECTOR;
-
-/// Every line of the cache is asked for so many bytes ahead.
-const NEAR: usize = 3072;
-/// One of four lines is asked for so far ahead, into the second-level cache; the CPU's own prefetch brings those beside it.
-const FAR: usize = 12288;
-const FOUR_LINES: usize = 256;
-/// [`Ahead::distances`] where all is read in order.
-pub(super) const IN_ORDER: [isize; 2] = [NEAR as isize, FAR as isize];
-
-/// A stretch of memory that is read in order, and what is read after it.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Ahead {
-    /// Where the stretch ends.
-    pub end: *const u8,
-    /// Its bytes.
-    pub len: usize,
-    /// Bytes from there to the next stretch, which is as long, and from that one to the one after it.
-    pub gap: isize,
-}
-
-impl Ahead {
-    /// How far ahead of `bytes` bytes at `p` those lines are that are read [`NEAR`] and [`FAR`] bytes later.
-    #[inline(always)]
-    pub fn distances(&self, p: *const u8, bytes: usize) -> [isize; 2] {
-        let left = self.end as usize - p as usize - bytes / 2;
-        [NEAR, FAR].map(|distance| {
-            let mut to = distance as isize;
-            let mut end = left;
-            while distance >= end {
-                to += self.gap;
-                end += self.len;
-            }
-            to
-        })
-    }
-}
-
-/// Asks for the bytes that are read so many bytes after `vectors` vectors at `p`. A first-level cache has room for few requests, and each takes as long as memory does: a loop with 44
-/// vector instructions for 128 bytes read 5.7 to 6.6 GB/s without, 10.4 with every line asked for 4096 bytes ahead, 10.7 with every line asked for twice, far and near, 11.8 so
-/// (Sapphire Rapids class Xeon). Nothing on Zen 4 and 5.
-///
-/// # Safety
-/// The CPU must have the instruction set.
-#[inline(always)]
-pub(super) unsafe fn prefetch<T: Vector>(p: *const u8, vectors: usize, [near, far]: [isize; 2]) {
-    for v in 0..vectors {
-        T::prefetch(p.wrapping_offset(near).wrapping_add(v * VECTOR));
-    }
-    if p as usize % FOUR_LINES < vectors * VECTOR {
-        T::prefetch_second_level(p.wrapping_offset(far));
-    }
-}
 
 /// Byte vectors of one instruction set.
 ///
