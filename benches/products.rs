@@ -1,9 +1,10 @@
 //! Speed of packed products by width, with criterion: `cargo bench --bench products [-- FILTER]`.
 //!
-//! Random codes from DRAM (copies of a matrix fill 256 MB and are taken in turn). Criterion prints weights (times tokens) a second with its confidence
-//! interval; the line after it is the median with its share of the read bandwidth: how long a loop without arithmetic needs for as many bytes, by the same threads,
-//! before each timed product (other programs on the machine change both). The threads stay awake from one product to the next, as in a model. "Cycles for 64" are those of the clock right after each, for 64 weights times tokens; 2048x512 is in the second-level cache. `RAYON_NUM_THREADS` sets the threads, `WSRUN_ISA` the
-//! path. FILTER is a part of a line's name.
+//! Random codes from DRAM (copies of a matrix fill 256 MB and are taken in turn; 2048x512 is one matrix in the second-level cache). Criterion prints weights
+//! (times tokens) a second with its confidence interval; the line after it is the median with its share of the read bandwidth: how long a loop without arithmetic
+//! needs for as many bytes, by the same threads, before each timed product (other programs on the machine change both), and cycles for 64 weights (times tokens)
+//! of the clock right after each. The threads stay awake from one product to the next, as in a model.
+//! `RAYON_NUM_THREADS` sets the threads, `WSRUN_ISA` the path. FILTER is a part of a line's name.
 use criterion::{BenchmarkId, Criterion, Throughput};
 use half::f16;
 use rand::{Rng, RngCore, SeedableRng};

@@ -30,7 +30,7 @@ pub(super) const fn two_rows(bits: usize) -> bool {
 
 /// True if [`Sources::first`] has bits of pair 0, not the top raw bit.
 pub(super) const fn first_has_pairs(raw: usize, bits: usize) -> bool {
-    raw >= 2 && (raw % 2 == 0 || bits != SUMMED)
+    raw >= 2 && (raw.is_multiple_of(2) || bits != SUMMED)
 }
 
 /// True if bytes are put together of what rows read of several, so that two linear maps, or three, take it all in.
